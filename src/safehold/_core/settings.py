@@ -1,0 +1,39 @@
+"""The frozen settings that the core's machines run on; the policies are converted into these once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from .backoff import Backoff
+from .window import CountWindow, Window
+
+
+class Mode(StrEnum):
+    """How much a breaker or the gate may do.
+
+    `enforce`: decides, reports and refuses. `observe`: decides and reports, never refuses.
+    `disabled`: lets every call through and says `unknown`; misses are still seen.
+    """
+
+    ENFORCE = "enforce"
+    OBSERVE = "observe"
+    DISABLED = "disabled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerSettings:
+    """What one breaker runs on; the meaning of each is told at `BreakerPolicy`."""
+
+    failures: int | None = 5
+    failure_rate: float | None = 0.5
+    window: Window = field(default_factory=CountWindow)
+    min_calls: int = 20
+    slow_after: float | None = None
+    slow_rate: float = 0.5
+    cooldown: Backoff = field(default_factory=Backoff)
+    successes: int = 1
+    lease: float = 30.0
+    mode: Mode = Mode.ENFORCE
+    settle_min: float = 30.0
+    settle_max: float = 600.0

@@ -1,0 +1,1 @@
+"""Owns: locks, clocks, threads, tasks and context variables. Calls the core, tells the listeners."""

@@ -1,0 +1,330 @@
+"""A dependency: the handle that users hold, around one breaker, its probe and its declaration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
+
+from tenacity import RetryCallState
+
+from .._core.breaker import PROBE_HEAD_START, Breaker, Cause
+from .._core.configuration import ConfigurationError, check_name
+from .._core.gate import DependencyFacts
+from .._core.health import BreakerState, HealthState
+from .._core.schedule import ProbeSchedule
+from .._core.settings import BreakerSettings, Mode
+from . import log
+from .classify import Classifier, make_classifier
+from .clock import at_wall
+from .guard import wrap
+from .permit import Permit
+from .policies import BreakerPolicy, GatePolicy, ProbePolicy
+from .report import DependencyReport
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R")
+
+Probe = Callable[[], Any]
+
+_UNDECLARED: Final = BreakerSettings(mode=Mode.DISABLED)
+_keys = count()
+
+
+class Declaration(NamedTuple):
+    """What a dependency was declared with; two equal ones are one dependency."""
+
+    critical: bool
+    policy: BreakerPolicy
+    classify: object
+    probe: object
+    probe_policy: ProbePolicy
+
+
+class Dependency:
+    """A thing that is called, its breaker, and what is known of its health.
+
+    `health["redis"]` gives one before or after `health.dependency("redis")` declares it. Until it is
+    declared it refuses nothing and says `unknown`, but its misses count. All methods may be called from
+    any thread or task.
+    """
+
+    def __init__(self, name: str, engine: Engine, gate_policy: GatePolicy) -> None:
+        check_name("dependency name", name)
+        self.name = name
+        self._engine = engine
+        self._gate_policy = gate_policy
+        self._key = next(_keys)
+        self._timed = False
+        self._classify: Classifier | None = None
+        self._declaration: Declaration | None = None  # written under engine.lock
+        self._breaker = Breaker(
+            name, _UNDECLARED, engine.clock.monotonic(), engine.mail
+        )  # steps under engine.lock
+        self._schedule: ProbeSchedule | None = None  # guarded by engine.lock
+        self._probe: Probe | None = None  # written under engine.lock
+        self._hanging = 0  # probe threads under way  # guarded by engine.lock
+        self._cooldown_asked: object = None
+
+    # --- what it is, and how it is ----------------------------------------------------------------
+
+    @property
+    def declared(self) -> bool:
+        """Whether `dependency()` has filled this handle."""
+        return self._declaration is not None
+
+    @property
+    def critical(self) -> bool:
+        """Whether the service cannot do without it."""
+        return self._declaration is not None and self._declaration.critical
+
+    @property
+    def policy(self) -> BreakerPolicy | None:
+        """The breaker's policy; `None` while undeclared."""
+        return None if self._declaration is None else self._declaration.policy
+
+    @property
+    def state(self) -> HealthState:
+        """Its health at this instant."""
+        return self._look(self._breaker.health)
+
+    @property
+    def breaker(self) -> BreakerState:
+        """Where its breaker stands."""
+        return self._look(lambda _: self._breaker.state)
+
+    @property
+    def held(self) -> bool:
+        """Whether a person keeps its breaker open."""
+        return self._breaker.held
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds until the next trial or probe may happen; 0 when closed, `None` when held."""
+        return self._look(self._breaker.retry_after)
+
+    @property
+    def since(self) -> datetime:
+        """When the present state began, for people to read."""
+        return at_wall(self._look(lambda _: self._breaker.since), self._engine.offset())
+
+    def report(self) -> DependencyReport:
+        """Say everything that is known of it at this instant."""
+        offset = self._engine.offset()
+        return self._look(lambda now: self._report(now, offset))
+
+    def __repr__(self) -> str:
+        return f"<Dependency {self.name!r} {self.state if self.declared else 'undeclared'}>"
+
+    # --- guarding ---------------------------------------------------------------------------------
+
+    @overload
+    def guard(self, function: F, /, *, long: bool = False) -> F: ...
+    @overload
+    def guard(self, /, *, long: bool = False) -> Callable[[F], F]: ...
+    def guard(self, function: F | None = None, /, *, long: bool = False) -> F | Callable[[F], F]:
+        """Guard a function, coroutine function, generator, async generator, method or callable.
+
+        Signature, name, docstring and types stay; exceptions pass through as they are. A call that the
+        breaker refuses raises `DependencyUnhealthy` and is not made. `long=True` is for calls that wait
+        by nature (a subscription): the gate does not wait for their end. Raises `ConfigurationError` for
+        what cannot be guarded, such as a class.
+        """
+        if function is None:
+            return lambda decorated: wrap(decorated, self, long=long)
+        wrapped: F = wrap(function, self, long=long)
+        return wrapped
+
+    def permit(self, *, long: bool = False) -> Permit:
+        """Guard a block: `with dependency.permit(): ...`, in threads and tasks alike.
+
+        Entering raises `DependencyUnhealthy` when the breaker refuses.
+        """
+        return Permit(self, long=long)
+
+    # --- people -----------------------------------------------------------------------------------
+
+    def trip(self, reason: str = "tripped by hand") -> None:
+        """Open its breaker for one cooldown, as if it had failed. Nothing happens where it is open."""
+        self._by_hand(
+            "trip", reason, lambda now, draw, cause: self._breaker.trip(now, draw=draw, cause=cause)
+        )
+
+    def hold(self, reason: str = "held by hand") -> None:
+        """Open its breaker until `release`. `retry_after` is `None` meanwhile."""
+        self._by_hand("hold", reason, lambda now, _, cause: self._breaker.hold(now, cause))
+
+    def release(self, reason: str = "released by hand") -> None:
+        """End a hold: the next call or probe is the trial. Nothing happens where it is not held."""
+        self._by_hand("release", reason, lambda now, _, cause: self._breaker.release(now, cause))
+
+    def reset(self, reason: str = "reset by hand") -> None:
+        """Close its breaker, forget its counters and the growth of its cooldown.
+
+        An outage that has not settled goes on settling: a reset is no proof of health.
+        """
+        self._by_hand("reset", reason, lambda now, _, cause: self._breaker.reset(now, cause))
+
+    def _by_hand(self, verb: str, reason: str, step: Callable[[float, float, Cause], None]) -> None:
+        check_name("reason", reason)
+        if self._breaker.settings.mode is Mode.DISABLED:
+            msg = f"cannot {verb} {self.name}: it is {'disabled' if self.declared else 'not declared'}"
+            raise ConfigurationError(msg)
+        now, draw = self._now(), self._draw()
+        with self._engine.lock:
+            step(now, draw, Cause(code=verb, text=reason))
+        self._settled()
+
+    # --- declaring --------------------------------------------------------------------------------
+
+    def declare(self, declaration: Declaration) -> None:
+        """Fill the handle. Equal declarations are one; different ones raise and name the difference."""
+        classify = make_classifier(declaration.classify)
+        if declaration.probe is not None:
+            check_probe(declaration.probe)
+        settings = declaration.policy.to_settings(self._gate_policy)
+        now, draw = self._now(), self._draw()
+        with self._engine.lock:
+            if self._declaration is not None:
+                self._compare(self._declaration, declaration)
+                return
+            self._declaration = declaration
+            self._classify = classify or self._classify
+            self._timed = settings.slow_after is not None
+            self._breaker.reconfigure(settings, now, Cause(code="declared", text="declared"))
+            probe = declaration.probe or self._probe
+            if probe is not None:
+                self._install(probe, now, draw)
+        self._settled()
+
+    def _compare(self, old: Declaration, new: Declaration) -> None:
+        for field, was, wanted in zip(Declaration._fields, old, new, strict=True):
+            if was != wanted:
+                msg = f"dependency {self.name!r} is declared already with {field}={was!r}, not {wanted!r}"
+                raise ConfigurationError(msg)
+
+    def provide(self, *, probe: Probe | None = None, classify: Classifier | None = None) -> None:
+        """Give it what a call site knows; what its declaration says goes first."""
+        now, draw = self._now(), self._draw()
+        with self._engine.lock:
+            self._classify = self._classify or classify
+            if probe is not None and self._probe is None:
+                self._install(probe, now, draw)
+        self._settled()
+
+    def _install(self, probe: Any, now: float, draw: float) -> None:
+        policy = ProbePolicy() if self._declaration is None else self._declaration.probe_policy
+        self._probe = probe
+        self._schedule = ProbeSchedule(self._breaker, policy.to_settings(), now, draw=draw)
+        self._breaker.head_start = PROBE_HEAD_START if self._engine.probing else 0.0
+
+    # --- for the rest of the runtime --------------------------------------------------------------
+
+    def _now(self) -> float:
+        return self._engine.clock.monotonic()
+
+    def _draw(self) -> float:
+        return self._engine.rng.random()
+
+    def _look(self, read: Callable[[float], R]) -> R:
+        now, draw = self._now(), self._draw()
+        with self._engine.lock:
+            self._breaker.tick(now, draw=draw)
+            answer = read(now)
+        self._settled()
+        return answer
+
+    def _settled(self) -> None:
+        """Do what follows a step, now that the lock is free: tell of it, and ask for a cooldown."""
+        if self._engine.mail:
+            self._engine.deliver()
+            if self._declaration is not None and self._declaration.policy.cooldown_wait is not None:
+                self._ask_cooldown()
+
+    def _ask_cooldown(self) -> None:
+        """Let a tenacity wait decide how long this generation stays open; ask once for each."""
+        generation = self._breaker.era.generation
+        wait = self._declaration.policy.cooldown_wait if self._declaration is not None else None
+        asked, self._cooldown_asked = self._cooldown_asked, generation
+        if wait is None or asked is generation or generation.state is not BreakerState.OPEN:
+            return
+        state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]  # no retry runs
+        state.attempt_number = max(1, self._breaker.level)
+        try:
+            cooldown = float(wait(state))
+            if not 0 <= cooldown < float("inf"):
+                msg = (
+                    f"cooldown of {self.name} must be a finite number of seconds, at least 0, got {cooldown}"
+                )
+                raise ConfigurationError(msg)
+        except Exception as error:  # noqa: BLE001 - the default cooldown stands
+            log.fault("cooldown_failed", error, dependency=self.name)
+            return
+        with self._engine.lock:
+            self._breaker.set_cooldown(generation, cooldown)
+        self._engine.wake()
+
+    def _reborn(self) -> None:
+        """Begin again in a forked child."""
+        now = self._now()
+        self._breaker.reborn(now)
+        self._breaker.head_start = 0.0
+        if self._probe is not None:
+            self._install(self._probe, now, self._draw())
+
+    def _order(self) -> bool:
+        """Ask for a probe as soon as it may be; say whether that is news. The caller holds the lock."""
+        return self._schedule is not None and self._schedule.order()
+
+    def _facts(self, now: float, offset: float) -> DependencyFacts:
+        """Give what the gate has to know. The caller holds the lock and has ticked the breaker."""
+        breaker = self._breaker
+        last = breaker.last_miss
+        return DependencyFacts(
+            name=self.name,
+            declared=self.declared,
+            state=breaker.health(now),
+            breaker=breaker.state,
+            unresolved_miss=breaker.unresolved_miss,
+            since_miss=None if last is None else max(0.0, now - last),
+            retry_after=breaker.retry_after(now),
+            settle_left=breaker.settle_left(now),
+            probe_timeout=None if self._schedule is None else self._schedule.settings.timeout,
+            since=f"{at_wall(breaker.since, offset):%H:%M:%S} UTC",
+            cause=breaker.cause.text,
+        )
+
+    def _report(self, now: float, offset: float) -> DependencyReport:
+        breaker = self._breaker
+        return DependencyReport(
+            name=self.name,
+            declared=self.declared,
+            critical=self.critical,
+            state=breaker.health(now),
+            breaker=breaker.state,
+            held=breaker.held,
+            mode=str(breaker.settings.mode) if self.declared else "undeclared",
+            since=at_wall(breaker.since, offset),
+            cause=breaker.cause.text,
+            retry_after=breaker.retry_after(now),
+            unresolved_miss=breaker.unresolved_miss,
+            generation=breaker.era.generation.number,
+            level=breaker.level,
+            successes=breaker.successes,
+            failures=breaker.failures,
+            refusals=breaker.refusals,
+            suppressed=breaker.suppressed,
+            late_dropped=breaker.late_dropped,
+            probed=self._probe is not None,
+        )
+
+
+def check_probe(probe: object) -> None:
+    """Raise `ConfigurationError` unless `probe` can be called."""
+    if not callable(probe) or isinstance(probe, type):
+        msg = f"probe must be a function or a coroutine function without arguments, got {probe!r}"
+        raise ConfigurationError(msg)

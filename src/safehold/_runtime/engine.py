@@ -1,0 +1,170 @@
+"""What all dependencies of one Safehold share: the lock, the clock, the dice, and the order of events."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Self
+
+from .._core.breaker import Transition
+from .._core.gate import Verdict
+from . import log
+
+if TYPE_CHECKING:
+    from .clock import Clock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """The gate has blocked an operation, or would have (`enforced` is false while the gate observes)."""
+
+    verdict: Verdict
+    enforced: bool
+    at: float
+    wall: float = 0.0
+
+
+Event = Transition | Decision
+Listener = Callable[[Event], object]
+
+
+class Engine:
+    """Lock, clock, dice and mailbox.
+
+    The mailbox is filled under the lock and emptied after it is free, by one thread at a time, so every
+    event is told exactly once and in the order in which it happened. A listener that calls back into the
+    library is safe: what that causes is told after the present event.
+    """
+
+    def __init__(self, clock: Clock, rng: random.Random) -> None:
+        self.clock = clock
+        self.rng = rng
+        self.lock = threading.Lock()
+        self.mail: deque[Event] = deque()  # appended to under `lock`
+        self.wake: Callable[[], None] = _nobody  # tells the prober to look again
+        self.probing = False  # whether a prober runs
+        self._telling = threading.Lock()
+        self._subscriptions: tuple[Subscription, ...] = ()  # replaced whole, under `lock`
+
+    def offset(self) -> float:
+        """Give wall time less monotonic time, now. Read it before the lock: the clock may be anybody's."""
+        return self.clock.wall() - self.clock.monotonic()
+
+    def deliver(self) -> None:
+        """Tell the listeners. Call it after the lock is released, whenever `mail` is not empty."""
+        self.wake()
+        while self.mail and self._telling.acquire(blocking=False):
+            try:
+                self._tell_all()
+            finally:
+                self._telling.release()
+
+    def _tell_all(self) -> None:
+        while self.mail:
+            event = replace(self.mail.popleft(), wall=self.clock.wall())
+            log.event(event)
+            for subscription in self._subscriptions:
+                subscription.take(event)
+
+    def subscribe(self, listener: Listener, *, threaded: bool) -> Subscription:
+        """Add a listener."""
+        subscription = Subscription(self, listener, threaded=threaded)
+        with self.lock:
+            self._subscriptions = (*self._subscriptions, subscription)
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Remove a listener; it may still be told of an event that is being delivered."""
+        with self.lock:
+            self._subscriptions = tuple(s for s in self._subscriptions if s is not subscription)
+
+    def flush(self, timeout: float | None) -> bool:
+        """Wait until the threaded listeners have been told all there is."""
+        told = [subscription.flush(timeout) for subscription in self._subscriptions]
+        return all(told)
+
+    def reborn(self) -> None:
+        """Begin again in a forked child: no lock is held, no thread alive, the parent's news is not ours."""
+        self.lock = threading.Lock()
+        self._telling = threading.Lock()
+        self.mail.clear()
+        self.wake, self.probing = _nobody, False
+        for subscription in self._subscriptions:
+            subscription.reborn()
+
+
+def _nobody() -> None:
+    """No prober runs."""
+
+
+class Subscription:
+    """A listener's place in the line. `close` ends it; as a context manager it ends with the block.
+
+    A direct listener runs in the thread that caused the event, before its guarded call returns, so it
+    must be quick. With `threaded=True` the events are told on a daemon thread of their own, in order;
+    `flush` waits for it.
+    """
+
+    def __init__(self, engine: Engine, listener: Listener, *, threaded: bool) -> None:
+        self._engine = engine
+        self._listener = listener
+        self._threaded = threaded
+        self.reborn()
+
+    def reborn(self) -> None:
+        self._queue: SimpleQueue[Event | threading.Event | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+
+    def take(self, event: Event) -> None:
+        if self._threaded:
+            self._queue.put(event)
+            self._start()
+        else:
+            self._tell(event)
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until all events so far were told, `timeout` seconds at most; say whether they were."""
+        if self._thread is None or self._thread is threading.current_thread():
+            return True
+        done = threading.Event()
+        self._queue.put(done)
+        return done.wait(timeout)
+
+    def close(self) -> None:
+        """Tell no more; a thread of its own ends after what is queued."""
+        self._engine.unsubscribe(self)
+        self._queue.put(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="safehold-listener", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, threading.Event):
+                item.set()
+            else:
+                self._tell(item)
+
+    def _tell(self, event: Event) -> None:
+        try:
+            self._listener(event)
+        except Exception as error:  # noqa: BLE001 - a listener harms nobody
+            log.fault("listener_failed", error, listener=_name(self._listener))
+
+
+def _name(listener: Any) -> str:
+    return str(getattr(listener, "__qualname__", type(listener).__qualname__))

@@ -1,0 +1,112 @@
+"""What is going on around the present line of code: a failure being handled, a cancellation, an end.
+
+A guard that saw a call go unanswered leaves a mark on the exception object. The mark is how the gate
+knows, in an `except` block three frames up, that the exception being handled there (or one in its chain,
+or in its group) came out of a guarded call; and how a breaker knows that an exception that passes
+several guards of one dependency is one failure.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ..errors import OperationBlocked, Refused
+from .describe import cause_of
+
+_MARK = "_safehold"
+_FINALISERS = frozenset({weakref.finalize.__call__.__code__})  # type: ignore[attr-defined]  # a plain function
+_DEEPEST = 1000
+
+
+class Seen(NamedTuple):
+    """One guard's mark: the era that began with this miss, and the dependency's name."""
+
+    era: int
+    dependency: str
+
+
+class _Marks(dict[int, Seen]):
+    """The marks on one exception, by dependency. They mean nothing elsewhere: pickled, they are gone."""
+
+    def __reduce__(self) -> tuple[type[dict[int, Seen]], tuple[()]]:
+        return (dict, ())
+
+
+def mark(error: BaseException, key: int, era: int, dependency: str) -> None:
+    """Leave a mark. An exception that takes none is simply not recognised again."""
+    marks = error.__dict__.get(_MARK)
+    if not isinstance(marks, _Marks):
+        marks = error.__dict__[_MARK] = _Marks()
+    marks[key] = Seen(era, dependency)
+
+
+def seen_since(error: BaseException, key: int, era: int) -> bool:
+    """Whether a guard of this dependency has counted this very object since `era` began."""
+    marks = error.__dict__.get(_MARK)
+    return isinstance(marks, _Marks) and key in marks and marks[key].era > era
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handled:
+    """What is being handled: failures that a guard saw, by dependency, and an interruption."""
+
+    failures: dict[str, str] = field(default_factory=dict)
+    interrupted: str | None = None
+
+
+_NOTHING = Handled()
+
+
+def handled() -> Handled:
+    """Look at the exception being handled in this frame or in one that called it, with all that led to it."""
+    error = sys.exception()
+    if error is None:
+        return _NOTHING
+    failures: dict[str, str] = {}
+    interrupted = None
+    for link in _links(error):
+        why = cause_of(link)
+        if isinstance(link, Refused):
+            if not isinstance(link, OperationBlocked):
+                failures.setdefault(link.dependency, "refused")
+        elif not isinstance(link, Exception | BaseExceptionGroup):
+            interrupted = interrupted or why.code
+        marks = link.__dict__.get(_MARK)
+        if isinstance(marks, _Marks):
+            for seen in marks.values():
+                failures.setdefault(seen.dependency, why.text)
+    return Handled(failures=failures, interrupted=interrupted)
+
+
+def _links(error: BaseException) -> Iterator[BaseException]:
+    """Give an exception, its causes and contexts, and the members of groups, each once."""
+    waiting: list[BaseException] = [error]
+    met: set[int] = set()
+    while waiting and len(met) < _DEEPEST:
+        link = waiting.pop()
+        if id(link) in met:
+            continue
+        met.add(id(link))
+        yield link
+        waiting.extend(x for x in (link.__cause__, link.__context__) if x is not None)
+        if isinstance(link, BaseExceptionGroup):
+            waiting.extend(link.exceptions)
+
+
+def finalising() -> str | None:
+    """Say in which finaliser this runs, or that the interpreter is on its way out."""
+    if sys.is_finalizing() or not threading.main_thread().is_alive():
+        return "at interpreter exit"
+    frame = sys._getframe(1)
+    for _ in range(_DEEPEST):
+        if frame.f_code.co_name == "__del__" or frame.f_code in _FINALISERS:
+            return "in a finaliser"
+        if frame.f_back is None:
+            return None
+        frame = frame.f_back
+    return None

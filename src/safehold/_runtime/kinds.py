@@ -1,0 +1,106 @@
+"""What kinds of callables there are, and how to stand in for one without anybody noticing."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import AbstractContextManager
+from functools import partial, update_wrapper
+from typing import Any, Protocol, TypeVar
+
+W = TypeVar("W")
+
+
+class Kinds:
+    """What calling `function` gives: a generator, a coroutine, an async generator, or simply a value.
+
+    Looks through partials and at the `__call__` of objects.
+    """
+
+    __slots__ = ("is_async", "is_async_generator", "is_generator")
+
+    def __init__(self, function: Any) -> None:
+        function = without_partials(function)
+        if not inspect.isroutine(function):
+            function = type(function).__call__
+        self.is_async = inspect.iscoroutinefunction(function)
+        self.is_generator = inspect.isgeneratorfunction(function)
+        self.is_async_generator = inspect.isasyncgenfunction(function)
+
+
+def without_partials(function: Any) -> Any:
+    """Give what the partials around it were made of."""
+    while isinstance(function, partial):
+        function = function.func
+    return function
+
+
+def named(wrapper: W, function: Any) -> W:
+    """Give the wrapper the name, docstring, module, annotations and `__wrapped__` of what it stands for."""
+    update_wrapper(wrapper, function)  # type: ignore[arg-type]  # every wrapper here is a function
+    if not hasattr(function, "__name__"):  # a partial, or an object with `__call__`
+        inner = without_partials(function)
+        known = inner if hasattr(inner, "__name__") else type(inner)
+        wrapper.__name__, wrapper.__qualname__ = known.__name__, known.__qualname__  # type: ignore[attr-defined]
+    return wrapper
+
+
+class Entered(Protocol):
+    """What stands around a generator's whole life, and around each of its steps."""
+
+    def sharing(self) -> AbstractContextManager[object]: ...
+
+
+Entering = Callable[[tuple[Any, ...], dict[str, Any]], AbstractContextManager[Entered]]
+
+
+def around_generator(function: Any, entering: Entering) -> Callable[..., Any]:
+    """Stand in for a generator function; what is sent, thrown and closed reaches the generator inside.
+
+    A generator's body runs in the context of whoever asks for the next item, so what belongs to the call
+    is put into the context for each step, by `sharing`, and not for the generator's life.
+    """
+
+    def guarded(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        with entering(args, kwargs) as entered:
+            inner = function(*args, **kwargs)
+            step, given = inner.send, None
+            while True:
+                with entered.sharing():
+                    try:
+                        item = step(given)
+                    except StopIteration as stop:
+                        return stop.value
+                try:
+                    step, given = inner.send, (yield item)
+                except GeneratorExit:
+                    inner.close()
+                    raise
+                except BaseException as error:  # noqa: BLE001 - it is the inner generator's to handle
+                    step, given = inner.throw, error
+
+    return guarded
+
+
+def around_async_generator(function: Any, entering: Entering) -> Callable[..., Any]:
+    """Stand in for an async generator function; the same as `around_generator`, awaited."""
+
+    async def guarded(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        with entering(args, kwargs) as entered:
+            inner = function(*args, **kwargs)
+            step = inner.asend(None)
+            while True:
+                with entered.sharing():
+                    try:
+                        item = await step
+                    except StopAsyncIteration:
+                        return
+                try:
+                    step = inner.asend((yield item))
+                except GeneratorExit:
+                    await inner.aclose()
+                    raise
+                except BaseException as error:  # noqa: BLE001 - it is the inner generator's to handle
+                    step = inner.athrow(error)
+
+    return guarded

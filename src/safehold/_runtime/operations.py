@@ -1,0 +1,303 @@
+"""The gate's shell: registers destructive operations, gathers the facts, asks the core, and acts on it.
+
+An error inside the gate blocks the operation and nothing else: whatever goes wrong while the facts are
+gathered or judged becomes a reason of its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from .._core.configuration import ConfigurationError, check_name
+from .._core.gate import DependencyFacts, Situation, Trigger, Verdict, blocked_by, decide
+from .._core.health import BreakerState, HealthState
+from ..errors import OperationBlocked
+from . import log
+from .engine import Decision
+from .handling import finalising, handled
+from .kinds import Kinds, around_async_generator, around_generator, named, without_partials
+from .prober import run_errand
+from .scope import open_scope
+
+if TYPE_CHECKING:
+    from .dependency import Dependency
+    from .safehold import Safehold
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """A registered destructive operation: what `destructive` was told, and where the code stands.
+
+    `requires` is `None` when every critical dependency is required.
+    """
+
+    name: str
+    trigger: Trigger
+    requires: tuple[str, ...] | None
+    tolerates: frozenset[str]
+    subject: str | None
+    module: str
+    qualname: str
+    filename: str
+    line: int
+
+    @property
+    def place(self) -> str:
+        """Where the code stands, for people."""
+        return f"{self.qualname} in {self.filename}:{self.line}"
+
+    def same_code(self, other: Operation) -> bool:
+        """Whether both come from one place in the source: loaded again, or run as `__main__` as well."""
+        return (self.filename, self.qualname) == (other.filename, other.qualname)
+
+
+class Gate:
+    """The decision point of one Safehold."""
+
+    def __init__(self, home: Safehold) -> None:
+        self._home = home
+        self._began = home._engine.clock.monotonic()
+        self._operations: dict[str, Operation] = {}
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """All that is registered, by name."""
+        return tuple(self._operations[name] for name in sorted(self._operations))
+
+    def reborn(self) -> None:
+        """Begin again in a forked child, the start-up grace included."""
+        self._began = self._home._engine.clock.monotonic()
+
+    # --- registering ------------------------------------------------------------------------------
+
+    def register(self, operation: Operation) -> None:
+        """Add an operation; two of one name raise, unless they are the same code loaded twice."""
+        known = self._operations.get(operation.name)
+        if known is not None and not known.same_code(operation):
+            msg = (
+                f"operation {operation.name!r} is registered already, by {known.place}; "
+                f"{operation.place} needs another name"
+            )
+            raise ConfigurationError(msg)
+        self._operations[operation.name] = operation
+
+    # --- deciding ---------------------------------------------------------------------------------
+
+    def check(self, name: str, subject: str | None) -> Verdict:
+        """Decide, and order the probes that could change the answer. Never raises."""
+        try:
+            return self._decide(name, subject)
+        except Exception as error:  # noqa: BLE001 - cannot tell means no
+            log.fault("gate_failed", error, operation=name)
+            text = f"the gate itself failed ({type(error).__name__})"
+            reason = blocked_by("gate_fault", text, retry_after=None)
+            return Verdict(operation=name, trigger=Trigger.AUTOMATIC, subject=subject, reasons=(reason,))
+
+    def enforce(self, name: str, subject: str | None) -> None:
+        """Raise `OperationBlocked` unless the operation may run."""
+        verdict = self.check(name, subject)
+        if verdict.allowed:
+            return
+        enforced = self._home.gate_policy.mode == "enforce" or any(
+            reason.code == "gate_fault" for reason in verdict.reasons
+        )
+        engine = self._home._engine
+        at = engine.clock.monotonic()
+        with engine.lock:
+            engine.mail.append(Decision(verdict=verdict, enforced=enforced, at=at))
+        engine.deliver()
+        if enforced:
+            clock = engine.clock
+            raise OperationBlocked(
+                name,
+                verdict.reasons,
+                subject,
+                self._since(verdict),
+                lambda: clock.monotonic() - at,
+            )
+
+    def _since(self, verdict: Verdict) -> datetime | None:
+        blamed = list(self._home._known((verdict.reasons[0].dependency,)))
+        return blamed[0].since if blamed else None
+
+    def _decide(self, name: str, subject: str | None) -> Verdict:
+        operation = self._operations.get(name)
+        if operation is None:
+            reason = blocked_by("not_registered", f"no operation {name!r} is registered", retry_after=None)
+            return Verdict(operation=name, trigger=Trigger.AUTOMATIC, subject=subject, reasons=(reason,))
+        engine, settings = self._home._engine, self._home._gate_settings
+        around, end, scope = handled(), finalising(), open_scope()
+        scope_facts = None if scope is None else scope.facts()
+        named_there = () if scope_facts is None else (*scope_facts.taints, *scope_facts.in_flight)
+        required = self._home._required(operation.requires)
+        known = {d.name: d for d in self._home._known(named_there)}
+        now, draw, offset = engine.clock.monotonic(), engine.rng.random(), engine.offset()
+        with engine.lock:  # one instant for all
+            for dependency in (*required, *known.values()):
+                dependency._breaker.tick(now, draw=draw)
+            facts = tuple(dependency._facts(now, offset) for dependency in required)
+            reasons, remarks = decide(
+                Situation(
+                    operation=name,
+                    trigger=operation.trigger,
+                    requires=facts,
+                    requires_nothing=operation.requires == (),
+                    tolerates=operation.tolerates,
+                    scope=scope_facts,
+                    states={name: d._breaker.health(now) for name, d in known.items()},
+                    handling=", ".join(f"{d}: {why}" for d, why in around.failures.items()) or None,
+                    interrupted=around.interrupted,
+                    finalising=end,
+                    startup_left=max(0.0, self._began + settings.startup_grace - now),
+                ),
+                settings,
+            )
+            ordered = [d for d, f in zip(required, facts, strict=True) if _wants_proof(f) and d._order()]
+        if engine.mail:
+            engine.deliver()
+        for dependency in ordered:
+            self._probe(dependency)
+        return Verdict(
+            operation=name, trigger=operation.trigger, subject=subject, reasons=reasons, remarks=remarks
+        )
+
+    def _probe(self, dependency: Dependency) -> None:
+        if self._home._engine.probing:
+            self._home._engine.wake()
+        else:
+            run_errand(dependency)
+
+
+def _wants_proof(facts: DependencyFacts) -> bool:
+    """Whether a probe could end what blocks: nothing known, a miss, a recovery that has not settled."""
+    closed = facts.breaker is BreakerState.CLOSED
+    return facts.declared and closed and (facts.state is not HealthState.HEALTHY or facts.unresolved_miss)
+
+
+def make_operation(
+    function: Any,
+    name: str,
+    *,
+    trigger: str,
+    requires: Collection[str] | None,
+    tolerates: Collection[str],
+    subject: str | None,
+) -> Operation:
+    """Check what `destructive` was told, at once, and find out where the code stands."""
+    check_name("operation name", name)
+    if trigger not in tuple(Trigger):
+        msg = f'trigger must be "automatic" or "requested", got {trigger!r}'
+        raise ConfigurationError(msg)
+    required = None if requires is None else _names("requires", requires)
+    tolerated = frozenset(_names("tolerates", tolerates))
+    if both := tolerated.intersection(required or ()):
+        msg = f"requires={required!r} and tolerates={sorted(tolerated)!r} both name {sorted(both)!r}"
+        raise ConfigurationError(msg)
+    if subject is not None:
+        _check_subject(function, name, subject)
+    inner = without_partials(function)
+    code = getattr(inspect.unwrap(inner), "__code__", None)
+    return Operation(
+        name=name,
+        trigger=Trigger(trigger),
+        requires=required,
+        tolerates=tolerated,
+        subject=subject,
+        module=str(getattr(inner, "__module__", "")),
+        qualname=str(getattr(inner, "__qualname__", type(inner).__qualname__)),
+        filename="" if code is None else code.co_filename,
+        line=0 if code is None else code.co_firstlineno,
+    )
+
+
+def _names(what: str, names: Collection[str]) -> tuple[str, ...]:
+    if isinstance(names, str):
+        msg = f"{what} must be a list of dependency names, got the text {names!r}"
+        raise ConfigurationError(msg)
+    for name in names:
+        check_name(f"a name in {what}", name)
+    return tuple(dict.fromkeys(names))
+
+
+def _check_subject(function: Any, name: str, subject: str) -> None:
+    parameters = inspect.signature(function).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    if subject not in parameters and not takes_any:
+        msg = f"subject={subject!r} of {name!r} is no parameter of the function; it has {list(parameters)!r}"
+        raise ConfigurationError(msg)
+
+
+def gated(function: Any, gate: Gate, operation: Operation) -> Any:
+    """Give the gated form of a function, coroutine function, generator or async generator."""
+    read_subject = _subject_reader(function, operation.subject)
+
+    def enforce(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        gate.enforce(operation.name, read_subject(args, kwargs))
+
+    kinds = Kinds(function)
+    if kinds.is_generator or kinds.is_async_generator:
+        around = around_generator if kinds.is_generator else around_async_generator
+        return named(around(function, partial(_Passage, enforce)), function)
+    return named((_gate_async if kinds.is_async else _gate)(function, enforce), function)
+
+
+def _gate(function: Any, enforce: Callable[[Any, Any], None]) -> Callable[..., Any]:
+    def destructive(*args: Any, **kwargs: Any) -> Any:
+        enforce(args, kwargs)
+        return function(*args, **kwargs)
+
+    return destructive
+
+
+def _gate_async(function: Any, enforce: Callable[[Any, Any], None]) -> Callable[..., Any]:
+    async def destructive(*args: Any, **kwargs: Any) -> Any:
+        enforce(args, kwargs)
+        return await function(*args, **kwargs)
+
+    return destructive
+
+
+class _Passage:
+    """The gate in front of a generator's life: decided at the first step."""
+
+    def __init__(self, enforce: Callable[[Any, Any], None], args: Any, kwargs: Any) -> None:
+        self._enforce = partial(enforce, args, kwargs)
+
+    def __enter__(self) -> Self:
+        self._enforce()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def sharing(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+
+def _subject_reader(
+    function: Any, subject: str | None
+) -> Callable[[tuple[Any, ...], dict[str, Any]], str | None]:
+    """Find the subject among the arguments of a call. One that cannot be read is `None`; the gate decides."""
+    if subject is None:
+        return lambda _, __: None
+    parameters = inspect.signature(function).parameters
+    index = list(parameters).index(subject) if subject in parameters else len(parameters)
+    default = parameters[subject].default if subject in parameters else None
+
+    def read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        value = kwargs[subject] if subject in kwargs else args[index] if index < len(args) else default
+        try:
+            return None if value is None or value is inspect.Parameter.empty else str(value)
+        except Exception as error:  # noqa: BLE001 - the caller's object; the gate decides without it
+            log.fault("subject_unreadable", error)
+            return None
+
+    return read

@@ -1,0 +1,279 @@
+"""How one guarded call enters and leaves. Every form of guard comes through here.
+
+Only a call of a closed breaker that cannot change anything but a count takes the shorter way that the
+generated wrappers know: `Era.ask` is false and no scope is open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextvars import ContextVar, Token
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+from .._core.breaker import Cause, Era, Generation, Outcome, Trial
+from .._core.configuration import ConfigurationError
+from .._core.health import BreakerState, HealthState
+from ..errors import DependencyUnhealthy
+from .classify import Classifier, judge
+from .clock import at_wall
+from .describe import cause_of
+from .handling import mark, seen_since
+from .scope import Scope, innermost, scopes_open
+
+if TYPE_CHECKING:
+    from .dependency import Dependency
+
+_ANSWERED: Final = Cause(code="answered", text="a call was answered")
+_trials: ContextVar[tuple[Trial, ...]] = ContextVar("safehold_trials", default=())
+_trials_here = _trials.get
+_NOT_SHARING: Final = nullcontext()
+
+
+class Permit:
+    """Leave to make one call, as a context manager: `with dependency.permit(): ...`.
+
+    Entering raises `DependencyUnhealthy` when the breaker refuses. Leaving reports how the block ended,
+    and lets its exception pass untouched. A permit is for one call; `succeed` and `fail` end it earlier,
+    where the end of the block is not the end of the call. Whoever reports first is heard.
+
+    Guards of one dependency inside each other share a trial's permit: the inner call may go through, and
+    should it fail, the trial has failed.
+    """
+
+    __slots__ = (
+        "_attempt", "_began", "_classify", "_dependency", "_done", "_era", "_error", "_long", "_probe",
+        "_scope", "_shared", "_stepwise", "_taken", "_token",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        dependency: Dependency,
+        *,
+        long: bool = False,
+        probe: bool = False,
+        stepwise: bool = False,
+        error: type[DependencyUnhealthy] = DependencyUnhealthy,
+        classify: Classifier | None = None,
+    ) -> None:
+        self._dependency = dependency
+        self._long = long
+        self._probe = probe
+        self._stepwise = stepwise
+        self._error = error
+        self._classify = classify
+        self._taken: Era | Trial | None = None
+        self._began: float | None = None
+        self._scope: Scope | None = None
+        self._token: Token[tuple[Trial, ...]] | None = None
+        self._attempt: BaseException | None = None
+        self._shared = False
+        self._done = False
+
+    def __enter__(self) -> Self:
+        if self._taken is not None:
+            msg = f"this permit for {self._dependency.name} was used: take a new one for each call"
+            raise ConfigurationError(msg)
+        dependency = self._dependency
+        self._era = era = dependency._breaker.era
+        if era.generation.state is BreakerState.CLOSED:
+            self._taken = era
+        else:
+            self._try(era.generation)
+        if dependency._timed:
+            self._began = dependency._engine.clock.monotonic()
+        if scopes_open and (scope := innermost()) is not None:
+            self._scope = scope
+            scope.begin(self, dependency.name, long=self._long)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave(error)
+
+    def succeed(self) -> None:
+        """Report that the call was answered."""
+        self._leave(None)
+
+    def fail(self, error: BaseException) -> None:
+        """Report what the call raised; the classifier decides what it means."""
+        self._leave(error)
+
+    def attempt_failed(self, error: BaseException) -> bool:
+        """Report a hidden attempt inside this call (a client's own retry); say whether to go on trying.
+
+        It counts for the trip rule. It is a miss only if the call is not answered in the end.
+        """
+        dependency, taken = self._dependency, self._taken
+        if self._done or not isinstance(taken, Era):
+            return not self._done
+        if judge(error, self._classify or dependency._classify).outcome is Outcome.FAILURE:
+            self._attempt = error
+            now, draw, cause = dependency._now(), dependency._draw(), cause_of(error)
+            with dependency._engine.lock:
+                dependency._breaker.attempt_failed(taken, now, draw=draw, cause=cause)
+            dependency._settled()
+        return not dependency._breaker.era.generation.refuses
+
+    # --- entering ---------------------------------------------------------------------------------
+
+    def _try(self, generation: Generation) -> None:
+        dependency = self._dependency
+        if generation.trial is not None and generation.trial in _trials_here():
+            self._taken, self._shared = generation.trial, True
+            return
+        error = refused(dependency, generation, probe=self._probe, kind=self._error)
+        if error is not None:
+            raise error
+        now, draw = dependency._now(), dependency._draw()
+        with dependency._engine.lock:
+            taken = dependency._breaker.admit(now, draw=draw, probe=self._probe)
+            generation = dependency._breaker.era.generation
+        dependency._settled()
+        if taken is None:
+            raise _refusal(dependency, generation, self._error)
+        self._taken = taken
+        if not self._stepwise:
+            self._token = self._share()
+
+    def sharing(self) -> AbstractContextManager[object]:
+        """Let inner guards share the trial for the length of a block: one step of a generator."""
+        return self._sharing() if isinstance(self._taken, Trial) else _NOT_SHARING
+
+    @contextmanager
+    def _sharing(self) -> Generator[None]:
+        token = self._share()
+        try:
+            yield
+        finally:
+            unshare(token)
+
+    def _share(self) -> Token[tuple[Trial, ...]] | None:
+        taken = self._taken
+        return _trials.set((*_trials_here(), taken)) if isinstance(taken, Trial) else None
+
+    # --- leaving ----------------------------------------------------------------------------------
+
+    def _leave(self, error: BaseException | None) -> None:
+        if self._done or self._taken is None:
+            return
+        self._done = True
+        unshare(self._token)
+        if error is None:
+            self._answered(self._taken)
+        else:
+            self._raised(self._taken, error)
+        if self._scope is not None:
+            self._scope.end(self)
+
+    def _answered(self, taken: Era | Trial) -> None:
+        if self._shared:
+            return  # the trial's owner says how it ended
+        if taken is self._era and not self._era.ask and self._began is None:
+            next(self._era.generation.tally)
+        else:
+            self._settle(taken, Outcome.SUCCESS, _ANSWERED, missed=False)
+
+    def _raised(self, taken: Era | Trial, error: BaseException) -> None:
+        dependency = self._dependency
+        outcome, missed = judge(error, self._classify or dependency._classify)
+        if outcome is Outcome.SUCCESS:
+            self._answered(taken)
+            return
+        cause = cause_of(error)
+        if missed and self._scope is not None:
+            self._scope.taint(dependency.name, cause.text)
+        if seen_since(error, dependency._key, self._era.number):
+            outcome, missed_now = Outcome.IGNORED, False  # the same object, come out of an inner guard
+        else:
+            missed_now = missed
+            if error is self._attempt:
+                outcome = Outcome.IGNORED  # counted as an attempt; still a miss
+        self._attempt = None
+        if self._shared and outcome is not Outcome.FAILURE:
+            taken = self._era  # decides nothing, and the trial goes on
+        self._settle(taken, outcome, cause, missed=missed_now)
+        if missed:
+            mark(error, dependency._key, dependency._breaker.era.number, dependency.name)
+
+    def _settle(self, taken: Era | Trial, outcome: Outcome, cause: Cause, *, missed: bool) -> None:
+        dependency = self._dependency
+        now, draw = dependency._now(), dependency._draw()
+        limit = dependency._breaker.settings.slow_after
+        slow = self._began is not None and limit is not None and now - self._began >= limit
+        with dependency._engine.lock:
+            dependency._breaker.settle(taken, outcome, now, draw=draw, cause=cause, slow=slow, missed=missed)
+        dependency._settled()
+
+
+def missed(dependency: Dependency, era: Era, error: BaseException) -> None:
+    """Settle a call of the short way that raised."""
+    permit = Permit(dependency)
+    permit._taken = permit._era = era
+    permit._leave(error)
+
+
+def refused(
+    dependency: Dependency,
+    generation: Generation,
+    *,
+    probe: bool = False,
+    kind: type[DependencyUnhealthy] = DependencyUnhealthy,
+) -> DependencyUnhealthy | None:
+    """Give the error of a call that is surely turned away, without a lock; `None` if it may be a trial."""
+    if not generation.refuses:
+        return None
+    head_start = 0.0 if probe else dependency._breaker.head_start
+    if dependency._engine.clock.monotonic() >= generation.due + head_start:
+        return None
+    if generation.trial is not None and generation.trial in _trials_here():
+        return None
+    return _refusal(dependency, generation, kind)
+
+
+def _refusal(
+    dependency: Dependency, generation: Generation, kind: type[DependencyUnhealthy]
+) -> DependencyUnhealthy:
+    next(generation.turned_away)
+    if scopes_open and (scope := innermost()) is not None:
+        scope.taint(dependency.name, "refused")
+    if generation.notice is None:
+        generation.notice = BreakerNotice(dependency, generation)
+    error = kind.__new__(kind)  # raising must stay cheap: what the constructor would check, is known
+    error._notice = generation.notice
+    return error
+
+
+def unshare(token: Token[tuple[Trial, ...]] | None) -> None:
+    """Take a trial out of the context; left in another one, it is dead and shared by nobody."""
+    if token is not None:
+        with suppress(ValueError):
+            _trials.reset(token)
+
+
+class BreakerNotice:
+    """What a refused call's error stores: the generation that refused it. The rest is computed when read."""
+
+    __slots__ = ("_dependency", "_since", "cause", "dependency", "generation", "reason", "state")
+
+    def __init__(self, dependency: Dependency, generation: Generation) -> None:
+        self._dependency = dependency
+        self.generation = generation
+        self.dependency = dependency.name
+        self.cause = dependency._breaker.cause.text
+        self._since = dependency._breaker.since
+        if generation.state is BreakerState.HALF_OPEN:
+            self.state, self.reason = HealthState.RECOVERING, "trial_in_flight"
+        else:
+            self.state = HealthState.UNHEALTHY
+            self.reason = "held" if generation.held else "breaker_open"
+
+    @property
+    def since(self) -> datetime:
+        return at_wall(self._since, self._dependency._engine.offset())
+
+    def retry_after(self) -> float | None:
+        return self._dependency._breaker.retry_after(self._dependency._now())

@@ -1,0 +1,60 @@
+"""What `status()` says: frozen pydantic models that every surface renders."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict
+
+from .._core.health import BreakerState, HealthState
+
+
+class DependencyReport(BaseModel):
+    """One dependency at one instant.
+
+    `retry_after` is in seconds, 0 when calls go through, `None` when only a person can end the state.
+    `level` is how many steps the cooldown has grown. `late_dropped` counts results that came home after
+    the state in which their calls began was over; `suppressed` counts calls that an observing breaker
+    let through although it would have refused them.
+    """
+
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+    name: str
+    declared: bool
+    critical: bool
+    state: HealthState
+    breaker: BreakerState
+    held: bool
+    mode: str
+    since: datetime
+    cause: str
+    retry_after: float | None
+    unresolved_miss: bool
+    generation: int
+    level: int
+    successes: int
+    failures: int
+    refusals: int
+    suppressed: int
+    late_dropped: int
+    probed: bool
+
+
+class HealthReport(BaseModel):
+    """The whole at one instant.
+
+    `overall` is the worst state of the critical dependencies; an optional one that is not well makes it
+    `degraded` at most. `retry_after` is the longest wait of those that are not well, `None` when one of
+    them needs a person. `undeclared` names what is guarded or required but was never declared.
+    """
+
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+    name: str
+    at: datetime
+    overall: HealthState
+    retry_after: float | None
+    dependencies: dict[str, DependencyReport]
+    undeclared: tuple[str, ...]
+    probing: bool

@@ -1,0 +1,325 @@
+"""The composition root: everything that one Safehold knows hangs here."""
+
+from __future__ import annotations
+
+import random
+import weakref
+from collections.abc import Callable, Collection, Iterable, Iterator
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, TypeVar, cast
+
+from .._core.breaker import PROBE_HEAD_START
+from .._core.configuration import ConfigurationError, check_name
+from .._core.gate import Verdict
+from .._core.health import HealthState, overall
+from . import scope as scopes
+from .classify import Classify
+from .clock import Clock, SystemClock
+from .dependency import Declaration, Dependency, Probe, check_probe
+from .engine import Engine, Listener, Subscription
+from .fork import begin_again_in_children
+from .operations import Gate, Operation, gated, make_operation
+from .policies import BreakerPolicy, GatePolicy, ProbePolicy, check_policy
+from .prober import LoopProber, ThreadProber
+from .report import HealthReport
+from .scope import Scope
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_alive: weakref.WeakSet[Safehold] = weakref.WeakSet()
+_dice = random.Random()  # noqa: S311 - jitter, no secret; not the shared one, which people seed
+
+
+class Safehold:
+    """What a service knows of everything that it depends on, and the gate in front of what it destroys.
+
+    `name` appears in reports. `clock` and `rng` are for tests: a `Clock` with `monotonic()` and `wall()`,
+    a `random.Random` for jitter. `gate` says when destructive operations are held back.
+
+    Making one starts no thread, opens no socket and configures no logging. All methods may be called
+    from any thread or task, and at import time: names are looked up late.
+    """
+
+    def __init__(
+        self,
+        name: str = "health",
+        *,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+        gate: GatePolicy | None = None,
+    ) -> None:
+        check_name("name", name)
+        if clock is not None and not isinstance(clock, Clock):
+            msg = f"clock must have monotonic() and wall(), got {clock!r}"
+            raise ConfigurationError(msg)
+        if rng is not None and not isinstance(rng, random.Random):
+            msg = f"rng must be a random.Random, got {rng!r}"
+            raise ConfigurationError(msg)
+        self.name = name
+        self.gate_policy = check_policy("gate", gate, GatePolicy)
+        self._gate_settings = self.gate_policy.to_settings()
+        self._engine = Engine(clock or SystemClock(), rng or _dice)
+        self._handles: dict[str, Dependency] = {}  # added to under engine.lock
+        self._gate = Gate(self)
+        self._prober: ThreadProber | LoopProber | None = None
+        self._revive = False  # a thread prober ran in the parent of this forked child
+        on_advance = getattr(clock, "on_advance", None)
+        if callable(on_advance):
+            on_advance(self._wake)
+        _alive.add(self)
+
+    def _wake(self) -> None:
+        self._engine.wake()
+
+    # --- dependencies -----------------------------------------------------------------------------
+
+    def dependency(
+        self,
+        name: str,
+        *,
+        critical: bool = False,
+        policy: BreakerPolicy | None = None,
+        classify: Classify = None,
+        probe: Probe | None = None,
+        probe_policy: ProbePolicy | None = None,
+    ) -> Dependency:
+        """Declare a dependency and give its handle.
+
+        `critical`: the service cannot do without it; automatic operations require all critical ones
+        unless they say otherwise. `classify`: which exceptions are failures: exception types, or a
+        function from the exception to true (failure) or false (the application's own error). `probe`: a
+        function or coroutine function without arguments that returns when the dependency answers.
+
+        Declaring it again with equal settings gives the same handle; with different ones it raises
+        `ConfigurationError` and names the difference.
+        """
+        if not isinstance(critical, bool):
+            msg = f"critical must be True or False, got {critical!r}"
+            raise ConfigurationError(msg)
+        if probe is not None:
+            check_probe(probe)
+        declaration = Declaration(
+            critical,
+            check_policy("policy", policy, BreakerPolicy),
+            classify,
+            probe,
+            check_policy("probe_policy", probe_policy, ProbePolicy),
+        )
+        handle = self[name]
+        handle.declare(declaration)
+        self._engine.wake()
+        return handle
+
+    def __getitem__(self, name: str) -> Dependency:
+        """Give the handle of a name, declared or not."""
+        handle = self._handles.get(name) if isinstance(name, str) else None
+        if handle is None:
+            made = Dependency(name, self._engine, self.gate_policy)
+            with self._engine.lock:
+                handle = self._handles.setdefault(name, made)
+        return handle
+
+    def __iter__(self) -> Iterator[Dependency]:
+        """Give all handles, in the order in which they were first named."""
+        with self._engine.lock:
+            handles = list(self._handles.values())
+        return iter(handles)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether this dependency was declared."""
+        return isinstance(name, str) and name in self._handles and self._handles[name].declared
+
+    def _required(self, names: Collection[str] | None) -> list[Dependency]:
+        """Give the dependencies that an operation requires."""
+        return [handle for handle in self if handle.critical] if names is None else [self[n] for n in names]
+
+    def _known(self, names: Iterable[str]) -> list[Dependency]:
+        return [self._handles[name] for name in dict.fromkeys(names) if name in self._handles]
+
+    # --- guarding and gating ----------------------------------------------------------------------
+
+    def guard(self, name: str, *, long: bool = False) -> Callable[[F], F]:
+        """Guard what is decorated as calls to this dependency: see `Dependency.guard`."""
+        return self[name].guard(long=long)
+
+    def destructive(
+        self,
+        name: str,
+        *,
+        trigger: str = "automatic",
+        requires: Collection[str] | None = None,
+        tolerates: Collection[str] = (),
+        subject: str | None = None,
+    ) -> Callable[[F], F]:
+        """Register what is decorated as a destructive operation, and put the gate in front of it.
+
+        `trigger`: `"automatic"` (code decides) or `"requested"` (a person's explicit wish). `requires`:
+        the dependencies that it relies on; `None` for all critical ones, `()` for none. `tolerates`:
+        dependencies whose misses in the scope do not matter to an automatic operation. `subject`: the
+        parameter that says what is destroyed.
+
+        A blocked call raises `OperationBlocked` and has not run. Raises `ConfigurationError` for bad
+        arguments, and when another operation has this name.
+        """
+        check_name("operation name", name)
+
+        def decorate(function: F) -> F:
+            if isinstance(function, staticmethod | classmethod):
+                inner: Any = decorate(cast("Any", function).__func__)
+                return type(function)(inner)  # type: ignore[return-value]  # the same descriptor around it
+            if isinstance(function, type) or not callable(function):
+                msg = f"destructive({name!r}) decorates functions and methods, got {function!r}"
+                raise ConfigurationError(msg)
+            operation = make_operation(
+                function, name, trigger=trigger, requires=requires, tolerates=tolerates, subject=subject
+            )
+            self._gate.register(operation)
+            wrapped: F = gated(function, self._gate, operation)
+            return wrapped
+
+        return decorate
+
+    def check(self, operation: str, subject: str | None = None) -> Verdict:
+        """Ask the gate without running anything. Never raises; orders the probes that could help."""
+        return self._gate.check(operation, subject)
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """Every registered destructive operation, by name."""
+        return self._gate.operations
+
+    def scope(self, name: str = "scope") -> Scope:
+        """Open a stretch of work, `with health.scope("sweep"): ...`; misses in it block what it decides."""
+        return Scope(name)
+
+    @staticmethod
+    def carry(function: F) -> F:
+        """Let `function` run in the present scope wherever it runs: `pool.submit(health.carry(work))`."""
+        return scopes.carry(function)  # type: ignore[return-value]  # the signature is kept
+
+    # --- telling ----------------------------------------------------------------------------------
+
+    def status(self) -> HealthReport:
+        """Say how everything is, from memory: nothing is called, and nothing is waited for."""
+        engine = self._engine
+        now, draw, offset = engine.clock.monotonic(), engine.rng.random(), engine.offset()
+        with engine.lock:
+            handles = list(self._handles.values())
+            for handle in handles:
+                handle._breaker.tick(now, draw=draw)
+            reports = {handle.name: handle._report(now, offset) for handle in handles if handle.declared}
+            undeclared = tuple(handle.name for handle in handles if not handle.declared)
+        if engine.mail:
+            engine.deliver()
+        waits = [r.retry_after for r in reports.values() if r.state is not HealthState.HEALTHY]
+        return HealthReport(
+            name=self.name,
+            at=datetime.fromtimestamp(engine.clock.wall(), UTC),
+            overall=overall((report.critical, report.state) for report in reports.values()),
+            retry_after=None if None in waits else max((w for w in waits if w is not None), default=0.0),
+            dependencies=reports,
+            undeclared=undeclared,
+            probing=self._prober is not None and self._prober.alive,
+        )
+
+    def subscribe(self, listener: Listener, *, threaded: bool = False) -> Subscription:
+        """Tell `listener` of every `Transition` and `Decision`, in order and once.
+
+        A direct listener runs before the call that caused the event returns, so it must be quick; one
+        that is not, says `threaded=True`. What it raises is logged and harms nobody.
+        """
+        if not callable(listener):
+            msg = f"listener must be callable, got {listener!r}"
+            raise ConfigurationError(msg)
+        return self._engine.subscribe(listener, threaded=threaded)
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until the threaded listeners were told everything, `timeout` seconds at most."""
+        return self._engine.flush(timeout)
+
+    # --- probing ----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Run the probes on a daemon thread. Nothing happens where a prober runs already."""
+        if self._prober is None or not self._prober.alive:
+            self._begin(ThreadProber(self._engine, lambda: self))
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """End the probes that `start` began, waiting `timeout` seconds at most. May be called twice."""
+        if isinstance(self._prober, ThreadProber):
+            prober, self._prober = self._prober, None
+            self._probing(None)
+            prober.stop(timeout)
+
+    def running(self) -> Running:
+        """Probe for the length of a block: `async with` in the running loop, `with` on a thread."""
+        return Running(self)
+
+    def _begin(self, prober: ThreadProber | LoopProber) -> None:
+        self._prober = prober
+        self._probing(prober)
+        prober.start()
+
+    def _probing(self, prober: ThreadProber | LoopProber | None) -> None:
+        engine = self._engine
+        with engine.lock:
+            engine.probing = prober is not None
+            for handle in self._handles.values():
+                probed = handle._schedule is not None
+                handle._breaker.head_start = PROBE_HEAD_START if probed and engine.probing else 0.0
+        engine.wake = _nobody if prober is None else prober.wake
+
+    def _reborn(self) -> None:
+        if self._engine.rng is _dice:
+            _dice.seed()  # else all children would draw alike
+        self._engine.reborn()
+        self._revive, self._prober = isinstance(self._prober, ThreadProber), None
+        self._gate.reborn()
+        for handle in self._handles.values():
+            handle._reborn()
+
+    def __repr__(self) -> str:
+        return f"<Safehold {self.name!r}: {len(self._handles)} dependencies>"
+
+
+def _nobody() -> None:
+    """No prober runs."""
+
+
+class Running:
+    """Probing for the length of a block; inside one that is running already, it changes nothing."""
+
+    def __init__(self, home: Safehold) -> None:
+        self._home = home
+        self._mine: LoopProber | None = None
+        self._started = False
+
+    def __enter__(self) -> Safehold:
+        self._started = self._home._prober is None or not self._home._prober.alive
+        self._home.start()
+        return self._home
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._started:
+            self._home.stop()
+
+    async def __aenter__(self) -> Safehold:
+        if self._home._prober is None or not self._home._prober.alive:
+            self._mine = LoopProber(self._home._engine, lambda: self._home)
+            self._home._begin(self._mine)
+        return self._home
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._mine is not None:
+            if self._home._prober is self._mine:
+                self._home._prober = None
+                self._home._probing(None)
+            await self._mine.stop()
+
+
+begin_again_in_children(_alive)

@@ -1,0 +1,1 @@
+"""`safehold drill`: a real outage, with and without protection."""

@@ -1,0 +1,329 @@
+"""Everything that Safehold raises.
+
+    SafeholdError
+    ├── ConfigurationError (also ValueError, TypeError)   a setting or an argument that cannot work
+    └── Refused                                           did not run, because Safehold said so
+        ├── DependencyUnhealthy                           a call, refused by a breaker
+        └── OperationBlocked                              a destructive operation, blocked by the gate
+
+A `Refused` says which `dependency` is to blame, in which `state`, since when, for which `reason` (a
+stable code), and when to try again: `retry_after` in seconds, never negative, 0 for "now", `None` when
+only a person can end it. It is computed when it is read, so raising stays cheap.
+
+Every one of them can be pickled and copied, and turned into a payload (`to_payload`) and back
+(`from_payload`), so that the context survives a chain of services.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, ClassVar, Protocol, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ._core.configuration import ConfigurationError, SafeholdError, check_number
+from ._core.gate import Reason
+from ._core.health import HealthState
+
+__all__ = [
+    "ConfigurationError",
+    "DependencyUnhealthy",
+    "OperationBlocked",
+    "ReasonPayload",
+    "Refusal",
+    "Refused",
+    "SafeholdError",
+]
+
+PAYLOAD_VERSION = 1
+
+
+def _known_state(value: object) -> object:
+    """Read a state that a newer version may have sent."""
+    return value if value in HealthState.__members__.values() else HealthState.UNKNOWN
+
+
+class ReasonPayload(BaseModel):
+    """One of the reasons of a blocked operation, as it travels."""
+
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+    code: str = Field(max_length=100)
+    dependency: str = Field(max_length=200)
+    state: HealthState = HealthState.UNKNOWN
+    retry_after: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    text: str = Field(default="", max_length=2000)
+
+    _state = field_validator("state", mode="before")(_known_state)
+
+
+class Refusal(BaseModel):
+    """What every surface renders and every client of ours can read: one refusal, as it travels.
+
+    Unknown members are ignored and unknown states become `unknown`, so that versions can mix.
+    `retry_after` is in seconds as of the moment it was written, `None` when only a person can end it.
+    `outcome` is always `not_executed`: whatever was asked for has not happened.
+    """
+
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+    version: int = PAYLOAD_VERSION
+    code: str = Field(max_length=100)
+    dependency: str = Field(max_length=200)
+    state: HealthState
+    reason: str = Field(max_length=100)
+    retry_after: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    since: datetime | None = None
+    detail: str = Field(default="", max_length=2000)
+    outcome: str = Field(default="not_executed", max_length=100)
+    operation: str | None = Field(default=None, max_length=200)
+    subject: str | None = Field(default=None, max_length=500)
+    reasons: tuple[ReasonPayload, ...] = Field(default=(), max_length=100)
+
+    _state = field_validator("state", mode="before")(_known_state)
+
+
+class Notice(Protocol):
+    """What a refusal stores: where its context is read when somebody asks."""
+
+    @property
+    def dependency(self) -> str: ...
+    @property
+    def state(self) -> HealthState: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def since(self) -> datetime | None: ...
+    @property
+    def cause(self) -> str: ...
+    def retry_after(self) -> float | None: ...
+
+
+class _Told:
+    """A notice that is all said: of a refusal built by hand, copied, pickled or received.
+
+    `elapsed` gives the seconds that have passed since it was said, where somebody can know.
+    """
+
+    __slots__ = ("_elapsed", "_retry_after", "cause", "dependency", "reason", "since", "state")
+
+    def __init__(
+        self,
+        dependency: str,
+        state: HealthState,
+        retry_after: float | None,
+        reason: str,
+        since: datetime | None,
+        cause: str,
+        elapsed: Callable[[], float] | None = None,
+    ) -> None:
+        if retry_after is not None:
+            check_number("retry_after", retry_after, least=0)
+        self.dependency = dependency
+        self.state = HealthState(state)
+        self.reason = reason
+        self.since = since
+        self.cause = cause
+        self._retry_after = retry_after
+        self._elapsed = elapsed
+
+    def retry_after(self) -> float | None:
+        if self._retry_after is None or self._elapsed is None:
+            return self._retry_after
+        return max(0.0, self._retry_after - self._elapsed())
+
+
+class Refused(SafeholdError):
+    """Did not run, because Safehold said so. Catch this to catch both kinds."""
+
+    code = "refused"
+    outcome: ClassVar[str] = "not_executed"
+
+    def __init__(
+        self,
+        dependency: str | Notice,
+        state: HealthState = HealthState.UNKNOWN,
+        retry_after: float | None = None,
+        reason: str = "refused",
+        since: datetime | None = None,
+        cause: str = "",
+    ) -> None:
+        if isinstance(dependency, str):
+            dependency = _Told(dependency, state, retry_after, reason, since, cause)
+        self._notice = dependency
+
+    @property
+    def dependency(self) -> str:
+        """The dependency to blame; `"self"` when none is."""
+        return self._notice.dependency
+
+    @property
+    def state(self) -> HealthState:
+        """Its health when this was raised."""
+        return self._notice.state
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds until a new attempt makes sense; 0 for now, `None` when only a person can end it."""
+        return self._notice.retry_after()
+
+    @property
+    def reason(self) -> str:
+        """A stable code."""
+        return self._notice.reason
+
+    @property
+    def since(self) -> datetime | None:
+        """When that state began (aware, for people to read); `None` when it is not known."""
+        return self._notice.since
+
+    @property
+    def cause(self) -> str:
+        """What brought the state about, in a few words; empty when it is not known."""
+        return self._notice.cause
+
+    def __str__(self) -> str:
+        since = self.since
+        text = f"{self.dependency} is {self.state}"
+        if since is not None:
+            text += f" since {since:%H:%M:%S} UTC"
+        if self.cause:
+            text += f" ({self.cause})"
+        return f"{text}, {self._not_done()}, {self._when()}"
+
+    def _not_done(self) -> str:
+        return "the call was not made"
+
+    def _when(self) -> str:
+        seconds = self.retry_after
+        if seconds is None:
+            return "a person has to end this"
+        return "retry now" if seconds == 0 else f"retry in {seconds:.3g} s"
+
+    def to_payload(self) -> Refusal:
+        """Give what travels: a frozen pydantic model, with `retry_after` as of now."""
+        return Refusal(
+            code=self.code,
+            dependency=self.dependency,
+            state=self.state,
+            reason=self.reason,
+            retry_after=self.retry_after,
+            since=self.since,
+            detail=str(self)[:2000],
+        )
+
+    @classmethod
+    def from_payload(cls, payload: Refusal | Mapping[str, Any] | str | bytes) -> Refused:
+        """Turn a payload (model, mapping or JSON) back into the exception it came from.
+
+        Raises `ConfigurationError` when it is not a refusal's payload. A code that this version does
+        not know becomes a plain `Refused`.
+        """
+        told = _read(payload)
+        kind = {DependencyUnhealthy.code: DependencyUnhealthy, OperationBlocked.code: OperationBlocked}
+        return kind.get(told.code, Refused)._from_refusal(told)
+
+    @classmethod
+    def _from_refusal(cls, told: Refusal) -> Self:
+        return cls(told.dependency, told.state, told.retry_after, told.reason, told.since)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arguments = (self.dependency, self.state, self.retry_after, self.reason, self.since, self.cause)
+        return (type(self), arguments, {k: v for k, v in self.__dict__.items() if k != "_notice"} or None)
+
+
+class DependencyUnhealthy(Refused):
+    """A call was refused by a breaker, at once and without being made.
+
+    `reason` is `breaker_open`, `trial_in_flight` or `held`.
+    """
+
+    code = "dependency_unhealthy"
+
+
+class OperationBlocked(Refused):
+    """A destructive operation was blocked by the gate. It has not been executed.
+
+    `reasons` holds every reason, the worst dependency first; the attributes of the error speak of the
+    first. It is never a `TimeoutError`, `OSError`, `ConnectionError` or a client's error, so that no
+    handler takes it for an outage.
+    """
+
+    code = "operation_blocked"
+
+    def __init__(
+        self,
+        operation: str,
+        reasons: tuple[Reason, ...],
+        subject: str | None = None,
+        since: datetime | None = None,
+        elapsed: Callable[[], float] | None = None,
+    ) -> None:
+        if not reasons:
+            msg = "reasons must not be empty: an operation is blocked for at least one"
+            raise ConfigurationError(msg)
+        waits = [reason.retry_after for reason in reasons]
+        longest = None if None in waits else max(wait for wait in waits if wait is not None)
+        first = reasons[0]
+        super().__init__(
+            _Told(first.dependency, first.state, longest, first.code, since, first.text, elapsed)
+        )
+        self.operation = operation
+        self.reasons = reasons
+        self.subject = subject
+
+    def __str__(self) -> str:
+        more = f" (and {len(self.reasons) - 1} more)" if len(self.reasons) > 1 else ""
+        return f"{self.cause}{more}, {self._not_done()}, {self._when()}"
+
+    def _not_done(self) -> str:
+        return f"{self.operation} was not executed"
+
+    def to_payload(self) -> Refusal:
+        """Give what travels: a frozen pydantic model, with `retry_after` as of now."""
+        reasons = tuple(
+            ReasonPayload(
+                code=reason.code,
+                dependency=reason.dependency,
+                state=reason.state,
+                retry_after=reason.retry_after,
+                text=reason.text[:2000],
+            )
+            for reason in self.reasons[:100]
+        )
+        subject = None if self.subject is None else self.subject[:500]
+        told = {"operation": self.operation, "subject": subject, "reasons": reasons}
+        return super().to_payload().model_copy(update=told)
+
+    @classmethod
+    def _from_refusal(cls, told: Refusal) -> Self:
+        parts = told.reasons or (
+            ReasonPayload(
+                code=told.reason,
+                dependency=told.dependency,
+                state=told.state,
+                retry_after=told.retry_after,
+                text=told.detail,
+            ),
+        )
+        reasons = tuple(Reason(**part.model_dump()) for part in parts)
+        return cls(told.operation or "", reasons, told.subject, told.since)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        told = ("_notice", "operation", "reasons", "subject")
+        extra = {k: v for k, v in self.__dict__.items() if k not in told}
+        # `retry_after` travels inside the reasons; what has passed since then is forgotten
+        return (type(self), (self.operation, self.reasons, self.subject, self.since), extra or None)
+
+
+def _read(payload: Refusal | Mapping[str, Any] | str | bytes) -> Refusal:
+    if isinstance(payload, Refusal):
+        return payload
+    try:
+        if isinstance(payload, str | bytes):
+            return Refusal.model_validate_json(payload)
+        return Refusal.model_validate(payload)
+    except ValidationError as error:
+        msg = f"payload is not a refusal: {error.error_count()} members are missing or wrong"
+        raise ConfigurationError(msg) from error

@@ -1,0 +1,1 @@
+"""Tools for the tests of services that use Safehold."""
