@@ -319,7 +319,8 @@ class Breaker:
             self.last_miss = now
             if current:
                 self._note_miss(generation, now)
-        self._observe(now, cause)
+        moved = current and self.era.generation is not generation
+        self._observe(now, self.era.generation.cause if moved else cause)
 
     def attempt_failed(self, taken: Era | Trial, now: float, *, draw: float, cause: Cause) -> None:
         """Count a hidden attempt inside one call (a client's own retry): it may trip, and is no miss."""

@@ -10,9 +10,6 @@ from .._core.configuration import ConfigurationError
 from ..errors import OperationBlocked, Refused
 from . import log
 
-Classifier = Callable[[Exception], "Outcome | bool"]
-Classify = Classifier | type[Exception] | tuple[type[Exception], ...] | None
-
 
 class Judgement(NamedTuple):
     """The outcome for the machine, and whether the call went unanswered."""
@@ -21,9 +18,13 @@ class Judgement(NamedTuple):
     missed: bool
 
 
+Classifier = Callable[[Exception], Outcome | bool | Judgement]
+Classify = Classifier | type[Exception] | tuple[type[Exception], ...] | None
+
+
 _ANSWERED = Judgement(Outcome.SUCCESS, missed=False)
 _NO_VERDICT = Judgement(Outcome.IGNORED, missed=False)
-_UNANSWERED = Judgement(Outcome.IGNORED, missed=True)
+UNANSWERED = Judgement(Outcome.IGNORED, missed=True)
 _FAILED = Judgement(Outcome.FAILURE, missed=True)
 
 
@@ -31,7 +32,7 @@ def make_classifier(classify: object) -> Classifier | None:
     """Turn what people write into a function; raise `ConfigurationError` for what is none."""
     kinds = classify if isinstance(classify, tuple) else (classify,)
     if kinds and all(isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds):
-        return lambda error: isinstance(error, kinds)  # type: ignore[arg-type]  # each was checked above
+        return lambda error: isinstance(error, kinds)
     if classify is None:
         return None
     if callable(classify) and not isinstance(classify, type):
@@ -54,7 +55,7 @@ def judge(error: BaseException, classify: Classifier | None) -> Judgement:
     if isinstance(error, OperationBlocked):
         return _NO_VERDICT
     if isinstance(error, Refused) or not isinstance(error, Exception):
-        return _UNANSWERED
+        return UNANSWERED
     if classify is None:
         return _FAILED
     try:
@@ -62,13 +63,15 @@ def judge(error: BaseException, classify: Classifier | None) -> Judgement:
     except Exception as fault:  # noqa: BLE001 - a classifier that raises has not excused anything
         log.fault("classifier_failed", fault, classifying=type(error).__name__)
         return _FAILED
+    if isinstance(said, Judgement):
+        return said
     if said is Outcome.SUCCESS:
         return _ANSWERED
     return _FAILED if said is True or said is Outcome.FAILURE else _NO_VERDICT
 
 
 def _worst(judgements: list[Judgement]) -> Judgement:
-    for worst in (_FAILED, _UNANSWERED, _NO_VERDICT):
+    for worst in (_FAILED, UNANSWERED, _NO_VERDICT):
         if worst in judgements:
             return worst
     return _ANSWERED

@@ -19,7 +19,7 @@ from ..errors import OperationBlocked, Refused
 from .describe import cause_of
 
 _MARK = "_safehold"
-_FINALISERS = frozenset({weakref.finalize.__call__.__code__})  # type: ignore[attr-defined]  # a plain function
+_FINALISERS = frozenset({weakref.finalize.__call__.__code__})
 _DEEPEST = 1000
 
 

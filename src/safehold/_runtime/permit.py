@@ -102,6 +102,10 @@ class Permit:
         """Report what the call raised; the classifier decides what it means."""
         self._leave(error)
 
+    def abandon(self) -> None:
+        """Report that the call was given up before its answer was complete: ignored, and a miss."""
+        self._leave(GeneratorExit())
+
     def attempt_failed(self, error: BaseException) -> bool:
         """Report a hidden attempt inside this call (a client's own retry); say whether to go on trying.
 
@@ -109,8 +113,10 @@ class Permit:
         """
         dependency, taken = self._dependency, self._taken
         if self._done or not isinstance(taken, Era):
-            return not self._done
-        if judge(error, self._classify or dependency._classify).outcome is Outcome.FAILURE:
+            return False  # one attempt decides a trial
+        if error is self._attempt:
+            pass  # a retry inside a retry: it was counted in there
+        elif judge(error, self._classify or dependency._classify).outcome is Outcome.FAILURE:
             self._attempt = error
             now, draw, cause = dependency._now(), dependency._draw(), cause_of(error)
             with dependency._engine.lock:

@@ -167,10 +167,11 @@ class Prober:
                 run.expire()
         waits = [run.deadline for run in self._runs]
         for dependency in list(self._dependencies()):
-            if (run := claim(dependency)) is not None:
-                self._runs.add(run)
-                waits.append(run.deadline)
-                self._launch(run)
+            claimed = claim(dependency)
+            if claimed is not None:
+                self._runs.add(claimed)
+                waits.append(claimed.deadline)
+                self._launch(claimed)
             with self._engine.lock:
                 due = None if dependency._schedule is None else dependency._schedule.due()
             if due is not None:

@@ -167,7 +167,7 @@ class Safehold:
         def decorate(function: F) -> F:
             if isinstance(function, staticmethod | classmethod):
                 inner: Any = decorate(cast("Any", function).__func__)
-                return type(function)(inner)  # type: ignore[return-value]  # the same descriptor around it
+                return type(function)(inner)
             if isinstance(function, type) or not callable(function):
                 msg = f"destructive({name!r}) decorates functions and methods, got {function!r}"
                 raise ConfigurationError(msg)

@@ -1,1 +1,1 @@
-"""Adapters: one third party a file. Each wraps calls of its client in permits and raises refusals in its tree."""
+"""Adapters, one third party a file: permits around its calls, refusals in its own exception tree."""
