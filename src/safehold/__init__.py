@@ -1,5 +1,8 @@
 """Safehold keeps a service from destroying what it merely cannot see."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from ._core.backoff import Backoff
 from ._core.breaker import Cause, Outcome, Transition
 from ._core.gate import Reason, Trigger, Verdict
@@ -10,15 +13,38 @@ from ._runtime.dependency import Dependency
 from ._runtime.engine import Decision, Subscription
 from ._runtime.operations import Operation
 from ._runtime.permit import Permit
-from ._runtime.policies import BreakerPolicy, GatePolicy, ProbePolicy
-from ._runtime.report import DependencyReport, HealthReport
 from ._runtime.safehold import Safehold
 from ._runtime.scope import Scope
 from ._version import __version__
-from .errors import ConfigurationError, DependencyUnhealthy, OperationBlocked, Refusal, Refused, SafeholdError
+from .errors import ConfigurationError, DependencyUnhealthy, OperationBlocked, Refused, SafeholdError
+
+if TYPE_CHECKING:
+    from ._payload import Refusal
+    from ._runtime.policies import BreakerPolicy, GatePolicy, ProbePolicy
+    from ._runtime.report import DependencyReport, HealthReport
 
 health = Safehold("health")
 """The default Safehold. Libraries and tests make their own."""
+
+_MODELS = {
+    "BreakerPolicy": "_runtime.policies",
+    "DependencyReport": "_runtime.report",
+    "GatePolicy": "_runtime.policies",
+    "HealthReport": "_runtime.report",
+    "ProbePolicy": "_runtime.policies",
+    "Refusal": "_payload",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load pydantic's models when they are first named: they are half of what an import would cost."""
+    if name not in _MODELS:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    value = getattr(import_module(f"{__name__}.{_MODELS[name]}"), name)
+    globals()[name] = value
+    return value
+
 
 __all__ = [
     "Backoff",

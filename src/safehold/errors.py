@@ -18,70 +18,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, ClassVar, Protocol, Self
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from ._core.configuration import ConfigurationError, SafeholdError, check_number
 from ._core.gate import Reason
 from ._core.health import HealthState
 
+if TYPE_CHECKING:
+    from ._payload import Refusal
+
 __all__ = [
     "ConfigurationError",
     "DependencyUnhealthy",
     "OperationBlocked",
-    "ReasonPayload",
     "Refusal",
     "Refused",
     "SafeholdError",
 ]
-
-PAYLOAD_VERSION = 1
-
-
-def _known_state(value: object) -> object:
-    """Read a state that a newer version may have sent."""
-    return value if value in HealthState.__members__.values() else HealthState.UNKNOWN
-
-
-class ReasonPayload(BaseModel):
-    """One of the reasons of a blocked operation, as it travels."""
-
-    model_config = ConfigDict(frozen=True, defer_build=True)
-
-    code: str = Field(max_length=100)
-    dependency: str = Field(max_length=200)
-    state: HealthState = HealthState.UNKNOWN
-    retry_after: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    text: str = Field(default="", max_length=2000)
-
-    _state = field_validator("state", mode="before")(_known_state)
-
-
-class Refusal(BaseModel):
-    """What every surface renders and every client of ours can read: one refusal, as it travels.
-
-    Unknown members are ignored and unknown states become `unknown`, so that versions can mix.
-    `retry_after` is in seconds as of the moment it was written, `None` when only a person can end it.
-    `outcome` is always `not_executed`: whatever was asked for has not happened.
-    """
-
-    model_config = ConfigDict(frozen=True, defer_build=True)
-
-    version: int = PAYLOAD_VERSION
-    code: str = Field(max_length=100)
-    dependency: str = Field(max_length=200)
-    state: HealthState
-    reason: str = Field(max_length=100)
-    retry_after: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    since: datetime | None = None
-    detail: str = Field(default="", max_length=2000)
-    outcome: str = Field(default="not_executed", max_length=100)
-    operation: str | None = Field(default=None, max_length=200)
-    subject: str | None = Field(default=None, max_length=500)
-    reasons: tuple[ReasonPayload, ...] = Field(default=(), max_length=100)
-
-    _state = field_validator("state", mode="before")(_known_state)
 
 
 class Notice(Protocol):
@@ -192,6 +145,9 @@ class Refused(SafeholdError):
             text += f" ({self.cause})"
         return f"{text}, {self._not_done()}, {self._when()}"
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self}>"
+
     def _not_done(self) -> str:
         return "the call was not made"
 
@@ -203,6 +159,8 @@ class Refused(SafeholdError):
 
     def to_payload(self) -> Refusal:
         """Give what travels: a frozen pydantic model, with `retry_after` as of now."""
+        from ._payload import Refusal  # noqa: PLC0415 - pydantic's models load when they are used
+
         return Refusal(
             code=self.code,
             dependency=self.dependency,
@@ -220,7 +178,9 @@ class Refused(SafeholdError):
         Raises `ConfigurationError` when it is not a refusal's payload. A code that this version does
         not know becomes a plain `Refused`.
         """
-        told = _read(payload)
+        from ._payload import read  # noqa: PLC0415 - pydantic's models load when they are used
+
+        told = read(payload)
         kind = {DependencyUnhealthy.code: DependencyUnhealthy, OperationBlocked.code: OperationBlocked}
         return kind.get(told.code, Refused)._from_refusal(told)
 
@@ -282,24 +242,17 @@ class OperationBlocked(Refused):
 
     def to_payload(self) -> Refusal:
         """Give what travels: a frozen pydantic model, with `retry_after` as of now."""
-        reasons = tuple(
-            ReasonPayload(
-                code=reason.code,
-                dependency=reason.dependency,
-                state=reason.state,
-                retry_after=reason.retry_after,
-                text=reason.text[:2000],
-            )
-            for reason in self.reasons[:100]
-        )
+        from ._payload import ReasonPayload  # noqa: PLC0415 - pydantic's models load when they are used
+
+        reasons = tuple(ReasonPayload.of(reason) for reason in self.reasons[:100])
         subject = None if self.subject is None else self.subject[:500]
         told = {"operation": self.operation, "subject": subject, "reasons": reasons}
         return super().to_payload().model_copy(update=told)
 
     @classmethod
     def _from_refusal(cls, told: Refusal) -> Self:
-        parts = told.reasons or (
-            ReasonPayload(
+        reasons = tuple(part.to_reason() for part in told.reasons) or (
+            Reason(
                 code=told.reason,
                 dependency=told.dependency,
                 state=told.state,
@@ -307,7 +260,6 @@ class OperationBlocked(Refused):
                 text=told.detail,
             ),
         )
-        reasons = tuple(Reason(**part.model_dump()) for part in parts)
         return cls(told.operation or "", reasons, told.subject, told.since)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -317,13 +269,10 @@ class OperationBlocked(Refused):
         return (type(self), (self.operation, self.reasons, self.subject, self.since), extra or None)
 
 
-def _read(payload: Refusal | Mapping[str, Any] | str | bytes) -> Refusal:
-    if isinstance(payload, Refusal):
-        return payload
-    try:
-        if isinstance(payload, str | bytes):
-            return Refusal.model_validate_json(payload)
-        return Refusal.model_validate(payload)
-    except ValidationError as error:
-        msg = f"payload is not a refusal: {error.error_count()} members are missing or wrong"
-        raise ConfigurationError(msg) from error
+def __getattr__(name: str) -> Any:
+    if name == "Refusal":
+        from ._payload import Refusal  # noqa: PLC0415 - pydantic's models load when they are used
+
+        return Refusal
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)

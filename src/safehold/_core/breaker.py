@@ -38,7 +38,7 @@ from collections.abc import MutableSequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import count
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from .health import BreakerState, HealthState, fold
 from .settings import BreakerSettings, Mode
@@ -56,8 +56,7 @@ class Outcome(StrEnum):
     IGNORED = "ignored"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cause:
+class Cause(NamedTuple):
     """Why something happened: a stable code, and a short text for people, without secrets."""
 
     code: str
@@ -86,13 +85,15 @@ class Transition:
     wall: float = 0.0
 
 
-@dataclass(slots=True, eq=False)
 class Trial:
     """The leased permit of half-open. `deadline` is when it has failed."""
 
-    generation: Generation
-    began: float
-    deadline: float
+    __slots__ = ("began", "deadline", "generation")
+
+    def __init__(self, generation: Generation, began: float, deadline: float) -> None:
+        self.generation = generation
+        self.began = began
+        self.deadline = deadline
 
 
 class Generation:

@@ -10,9 +10,10 @@ the rest with a remark, because a guard that over-blocks people gets switched of
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from .health import BreakerState, HealthState, severity
 
@@ -27,12 +28,14 @@ class Trigger(StrEnum):
     REQUESTED = "requested"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateSettings:
+class GateSettings(NamedTuple):
     """What the gate runs on; the meaning of each is told at `GatePolicy`."""
 
     startup_grace: float = 30.0
     implicit_scope: float = 60.0
+    settle_min: float = 30.0
+    settle_max: float = 600.0
+    enforce: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +55,7 @@ class Reason:
     holds_requested: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DependencyFacts:
+class DependencyFacts(NamedTuple):
     """What is known of one required dependency at this instant."""
 
     name: str
@@ -69,17 +71,15 @@ class DependencyFacts:
     cause: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScopeFacts:
+class ScopeFacts(NamedTuple):
     """What was seen in the open scope: dependencies that missed (with why), calls that have not ended."""
 
     name: str
-    taints: Mapping[str, str] = field(default_factory=dict)
-    in_flight: Mapping[str, int] = field(default_factory=dict)
+    taints: Mapping[str, str] = MappingProxyType({})
+    in_flight: Mapping[str, int] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Situation:
+class Situation(NamedTuple):
     """Everything the decision depends on.
 
     `handling` names the seen failure that is being handled, `interrupted` the cancellation or generator
@@ -93,7 +93,7 @@ class Situation:
     requires_nothing: bool = False
     tolerates: frozenset[str] = frozenset()
     scope: ScopeFacts | None = None
-    states: Mapping[str, HealthState] = field(default_factory=dict)
+    states: Mapping[str, HealthState] = MappingProxyType({})
     handling: str | None = None
     interrupted: str | None = None
     finalising: str | None = None

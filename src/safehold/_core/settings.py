@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from .backoff import Backoff
 from .window import CountWindow, Window
@@ -21,17 +21,16 @@ class Mode(StrEnum):
     DISABLED = "disabled"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BreakerSettings:
+class BreakerSettings(NamedTuple):
     """What one breaker runs on; the meaning of each is told at `BreakerPolicy`."""
 
     failures: int | None = 5
     failure_rate: float | None = 0.5
-    window: Window = field(default_factory=CountWindow)
+    window: Window = CountWindow()
     min_calls: int = 20
     slow_after: float | None = None
     slow_rate: float = 0.5
-    cooldown: Backoff = field(default_factory=Backoff)
+    cooldown: Backoff = Backoff()
     successes: int = 1
     lease: float = 30.0
     mode: Mode = Mode.ENFORCE

@@ -13,18 +13,19 @@ from .._core.breaker import PROBE_HEAD_START, Breaker, Cause
 from .._core.configuration import ConfigurationError, check_name
 from .._core.gate import DependencyFacts
 from .._core.health import BreakerState, HealthState
-from .._core.schedule import ProbeSchedule
+from .._core.schedule import ProbeSchedule, ProbeSettings
 from .._core.settings import BreakerSettings, Mode
 from . import log
 from .classify import Classifier, make_classifier
 from .clock import at_wall
 from .guard import wrap
 from .permit import Permit
-from .policies import BreakerPolicy, GatePolicy, ProbePolicy
-from .report import DependencyReport
 
 if TYPE_CHECKING:
+    from .._core.gate import GateSettings
     from .engine import Engine
+    from .policies import BreakerPolicy, ProbePolicy
+    from .report import DependencyReport
 
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
@@ -53,11 +54,11 @@ class Dependency:
     any thread or task.
     """
 
-    def __init__(self, name: str, engine: Engine, gate_policy: GatePolicy) -> None:
+    def __init__(self, name: str, engine: Engine, gate: GateSettings) -> None:
         check_name("dependency name", name)
         self.name = name
         self._engine = engine
-        self._gate_policy = gate_policy
+        self._gate = gate
         self._key = next(_keys)
         self._timed = False
         self._classify: Classifier | None = None
@@ -186,7 +187,7 @@ class Dependency:
         classify = make_classifier(declaration.classify)
         if declaration.probe is not None:
             check_probe(declaration.probe)
-        settings = declaration.policy.to_settings(self._gate_policy)
+        settings = declaration.policy.to_settings(self._gate)
         now, draw = self._now(), self._draw()
         with self._engine.lock:
             if self._declaration is not None:
@@ -217,9 +218,10 @@ class Dependency:
         self._settled()
 
     def _install(self, probe: Any, now: float, draw: float) -> None:
-        policy = ProbePolicy() if self._declaration is None else self._declaration.probe_policy
+        declared = self._declaration
+        settings = ProbeSettings() if declared is None else declared.probe_policy.to_settings()
         self._probe = probe
-        self._schedule = ProbeSchedule(self._breaker, policy.to_settings(), now, draw=draw)
+        self._schedule = ProbeSchedule(self._breaker, settings, now, draw=draw)
         self._breaker.head_start = PROBE_HEAD_START if self._engine.probing else 0.0
 
     # --- for the rest of the runtime --------------------------------------------------------------
@@ -299,6 +301,8 @@ class Dependency:
         )
 
     def _report(self, now: float, offset: float) -> DependencyReport:
+        from .report import DependencyReport  # noqa: PLC0415 - pydantic's models load when they are used
+
         breaker = self._breaker
         return DependencyReport(
             name=self.name,

@@ -7,7 +7,6 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Self
 
 from .._core.breaker import Transition
@@ -116,6 +115,8 @@ class Subscription:
         self.reborn()
 
     def reborn(self) -> None:
+        from queue import SimpleQueue  # noqa: PLC0415 - most processes have no listener
+
         self._queue: SimpleQueue[Event | threading.Event | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()

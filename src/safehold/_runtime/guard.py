@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import keyword
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from types import CellType, CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .dependency import Dependency
 
 _FAST = """\
-def factory(sh_breaker, sh_call, sh_missed, sh_next, sh_refused, sh_scope, sh_scopes, sh_slow):
+def factory(sh_breaker, sh_call, sh_missed, sh_refused, sh_slow):
     {a}def guarded({parameters}):
         sh_era = sh_breaker.era
         if sh_era.ask or sh_scopes and sh_scope() is not None:
@@ -44,15 +44,16 @@ def factory(sh_breaker, sh_call, sh_missed, sh_next, sh_refused, sh_scope, sh_sc
     return guarded
 """
 _STUB = """\
-def factory(sh_breaker, sh_call, sh_missed, sh_next, sh_refused, sh_scope, sh_scopes, sh_slow):
+def factory(sh_breaker, sh_call, sh_missed, sh_refused, sh_slow):
     {a}def guarded(*args, **kwargs):
-        sh_breaker, sh_call, sh_missed, sh_next, sh_refused, sh_scope, sh_scopes
+        sh_breaker, sh_call, sh_missed, sh_refused
         return {w}sh_slow(*args, **kwargs)
     return guarded
 """
-_NAMES = (
-    "sh_breaker", "sh_call", "sh_missed", "sh_next", "sh_refused", "sh_scope", "sh_scopes", "sh_slow",
-)  # fmt: skip
+_NAMES = ("sh_breaker", "sh_call", "sh_missed", "sh_refused", "sh_slow")
+
+# what the compiled code finds among this module's names
+sh_next, sh_scope, sh_scopes = next, innermost, scopes_open
 
 
 def wrap(function: Any, dependency: Dependency, *, long: bool) -> Any:
@@ -87,7 +88,9 @@ def _code(template: str, *, is_async: bool, parameters: str = "", arguments: str
     return code
 
 
-_STUBS = {is_async: _code(_STUB, is_async=is_async) for is_async in (False, True)}
+@cache
+def _stub(*, is_async: bool) -> CodeType:
+    return _code(_STUB, is_async=is_async)
 
 
 def _lazily(function: Any, dependency: Dependency, *, long: bool, is_async: bool) -> FunctionType:
@@ -101,14 +104,11 @@ def _lazily(function: Any, dependency: Dependency, *, long: bool, is_async: bool
         dependency._breaker,
         function,
         partial(missed, dependency),
-        next,
         partial(refused, dependency),
-        innermost,
-        scopes_open,
         first,
     )
     cells = tuple(CellType(value) for value in values)
-    wrapper = FunctionType(_STUBS[is_async], globals(), closure=cells)
+    wrapper = FunctionType(_stub(is_async=is_async), globals(), closure=cells)
     return wrapper
 
 

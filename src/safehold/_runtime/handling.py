@@ -11,8 +11,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from ..errors import OperationBlocked, Refused
@@ -51,15 +50,14 @@ def seen_since(error: BaseException, key: int, era: int) -> bool:
     return isinstance(marks, _Marks) and key in marks and marks[key].era > era
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Handled:
+class Handled(NamedTuple):
     """What is being handled: failures that a guard saw, by dependency, and an interruption."""
 
-    failures: dict[str, str] = field(default_factory=dict)
-    interrupted: str | None = None
+    failures: Mapping[str, str]
+    interrupted: str | None
 
 
-_NOTHING = Handled()
+_NOTHING = Handled(failures={}, interrupted=None)
 
 
 def handled() -> Handled:

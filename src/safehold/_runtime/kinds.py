@@ -23,9 +23,11 @@ class Kinds:
         function = without_partials(function)
         if not inspect.isroutine(function):
             function = type(function).__call__
-        self.is_async = inspect.iscoroutinefunction(function)
-        self.is_generator = inspect.isgeneratorfunction(function)
-        self.is_async_generator = inspect.isasyncgenfunction(function)
+        code = getattr(function, "__code__", None)
+        flags = 0 if code is None else code.co_flags
+        self.is_generator = bool(flags & inspect.CO_GENERATOR)
+        self.is_async_generator = bool(flags & inspect.CO_ASYNC_GENERATOR)
+        self.is_async = bool(flags & inspect.CO_COROUTINE) or inspect.iscoroutinefunction(function)
 
 
 def without_partials(function: Any) -> Any:

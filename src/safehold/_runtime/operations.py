@@ -106,7 +106,7 @@ class Gate:
         verdict = self.check(name, subject)
         if verdict.allowed:
             return
-        enforced = self._home.gate_policy.mode == "enforce" or any(
+        enforced = self._home._gate_settings.enforce or any(
             reason.code == "gate_fault" for reason in verdict.reasons
         )
         engine = self._home._engine

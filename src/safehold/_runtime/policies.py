@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Literal, Self, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -108,7 +109,7 @@ class BreakerPolicy(_Policy):
         """The tenacity wait that decides the cooldown, if one does."""
         return None if isinstance(self.cooldown, Backoff) else self.cooldown
 
-    def to_settings(self, gate: GatePolicy) -> BreakerSettings:
+    def to_settings(self, gate: GateSettings) -> BreakerSettings:
         """Give the core's settings, with the settle times of `gate`."""
         return BreakerSettings(
             failures=self.failures,
@@ -188,16 +189,29 @@ class GatePolicy(_Policy):
 
     def to_settings(self) -> GateSettings:
         """Give the core's settings."""
-        return GateSettings(startup_grace=self.startup_grace, implicit_scope=self.implicit_scope)
+        return GateSettings(
+            startup_grace=self.startup_grace,
+            implicit_scope=self.implicit_scope,
+            settle_min=self.settle_min,
+            settle_max=self.settle_max,
+            enforce=self.mode == "enforce",
+        )
 
 
 P = TypeVar("P")
 
 
+@cache
+def _default(kind: Any) -> Any:
+    """Make the one policy that all share who name none."""
+    return kind()
+
+
 def check_policy(name: str, value: P | None, kind: type[P]) -> P:
     """Give `value`, or the defaults for `None`; raise `ConfigurationError` for anything else."""
     if value is None:
-        return kind()
+        shared: P = _default(kind)
+        return shared
     if not isinstance(value, kind):
         msg = f"{name} must be a {kind.__name__}, got {cast('object', value)!r}"
         raise ConfigurationError(msg)

@@ -7,11 +7,11 @@ import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from .._core.breaker import PROBE_HEAD_START
 from .._core.configuration import ConfigurationError, check_name
-from .._core.gate import Verdict
+from .._core.gate import GateSettings, Verdict
 from .._core.health import HealthState, overall
 from . import scope as scopes
 from .classify import Classify
@@ -20,10 +20,12 @@ from .dependency import Declaration, Dependency, Probe, check_probe
 from .engine import Engine, Listener, Subscription
 from .fork import begin_again_in_children
 from .operations import Gate, Operation, gated, make_operation
-from .policies import BreakerPolicy, GatePolicy, ProbePolicy, check_policy
 from .prober import LoopProber, ThreadProber
-from .report import HealthReport
 from .scope import Scope
+
+if TYPE_CHECKING:
+    from .policies import BreakerPolicy, GatePolicy, ProbePolicy
+    from .report import HealthReport
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -57,8 +59,11 @@ class Safehold:
             msg = f"rng must be a random.Random, got {rng!r}"
             raise ConfigurationError(msg)
         self.name = name
-        self.gate_policy = check_policy("gate", gate, GatePolicy)
-        self._gate_settings = self.gate_policy.to_settings()
+        self._gate_settings = GateSettings()
+        if gate is not None:
+            from .policies import GatePolicy, check_policy  # noqa: PLC0415 - pydantic's models load when used
+
+            self._gate_settings = check_policy("gate", gate, GatePolicy).to_settings()
         self._engine = Engine(clock or SystemClock(), rng or _dice)
         self._handles: dict[str, Dependency] = {}  # added to under engine.lock
         self._gate = Gate(self)
@@ -94,6 +99,8 @@ class Safehold:
         Declaring it again with equal settings gives the same handle; with different ones it raises
         `ConfigurationError` and names the difference.
         """
+        from .policies import BreakerPolicy, ProbePolicy, check_policy  # noqa: PLC0415 - pydantic's models load when used
+
         if not isinstance(critical, bool):
             msg = f"critical must be True or False, got {critical!r}"
             raise ConfigurationError(msg)
@@ -115,7 +122,7 @@ class Safehold:
         """Give the handle of a name, declared or not."""
         handle = self._handles.get(name) if isinstance(name, str) else None
         if handle is None:
-            made = Dependency(name, self._engine, self.gate_policy)
+            made = Dependency(name, self._engine, self._gate_settings)
             with self._engine.lock:
                 handle = self._handles.setdefault(name, made)
         return handle
@@ -202,6 +209,8 @@ class Safehold:
 
     def status(self) -> HealthReport:
         """Say how everything is, from memory: nothing is called, and nothing is waited for."""
+        from .report import HealthReport  # noqa: PLC0415 - pydantic's models load when they are used
+
         engine = self._engine
         now, draw, offset = engine.clock.monotonic(), engine.rng.random(), engine.offset()
         with engine.lock:
