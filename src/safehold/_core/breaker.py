@@ -520,7 +520,7 @@ class Breaker:
     def _move(self, state: BreakerState, now: float, cause: Cause) -> None:
         """End the current generation and begin the next: the one place where the state changes."""
         old = self.era.generation
-        answered = self.era.answered and old.state is BreakerState.CLOSED
+        answered = self.era.answered and old.state is BreakerState.CLOSED and self._answers > 0
         self._successes += old.succeeded
         if refused := counted(old.turned_away):
             self._refusals += refused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ _ANSWERED = Judgement(Outcome.SUCCESS, missed=False)
 _NO_VERDICT = Judgement(Outcome.IGNORED, missed=False)
 UNANSWERED = Judgement(Outcome.IGNORED, missed=True)
 _FAILED = Judgement(Outcome.FAILURE, missed=True)
+_BY_OUTCOME = {Outcome.SUCCESS: _ANSWERED, Outcome.FAILURE: _FAILED, Outcome.IGNORED: _NO_VERDICT}
 
 
 def make_classifier(classify: object) -> Classifier | None:
@@ -35,23 +37,28 @@ def make_classifier(classify: object) -> Classifier | None:
         return lambda error: isinstance(error, kinds)
     if classify is None:
         return None
-    if callable(classify) and not isinstance(classify, type):
+    if callable(classify) and not isinstance(classify, type) and not inspect.iscoroutinefunction(classify):
         function: Classifier = classify
         return function
-    msg = f"classify must be a function, an exception type or a tuple of them, got {classify!r}"
+    msg = f"classify must be a plain function, an exception type or a tuple of them, got {classify!r}"
     raise ConfigurationError(msg)
 
 
-def judge(error: BaseException, classify: Classifier | None) -> Judgement:
+def judge(
+    error: BaseException, classify: Classifier | None, counted: Callable[[BaseException], bool] | None = None
+) -> Judgement:
     """Judge what a guarded call raised.
 
-    An `Exception` is a failure unless `classify` says otherwise: true or `Outcome.FAILURE` for a
-    failure, false or `Outcome.IGNORED` for the application's own error, `Outcome.SUCCESS` for an error
-    that is an answer. Whatever is not an `Exception` is ignored, and the call went unanswered. A refusal
-    from elsewhere likewise; a blocked operation says nothing at all. A group is judged by its members.
+    An `Exception` is a failure unless `classify` says otherwise: anything true or `Outcome.FAILURE` for a
+    failure, anything false or `Outcome.IGNORED` for the application's own error, `Outcome.SUCCESS` for an
+    error that is an answer. Whatever is not an `Exception` is ignored, and the call went unanswered. A
+    refusal from elsewhere likewise; a blocked operation says nothing at all. A group is judged by its
+    members. What was `counted` before says nothing new.
     """
+    if counted is not None and counted(error):
+        return _NO_VERDICT
     if isinstance(error, BaseExceptionGroup):
-        return _worst([judge(member, classify) for member in error.exceptions])
+        return _worst([judge(member, classify, counted) for member in error.exceptions])
     if isinstance(error, OperationBlocked):
         return _NO_VERDICT
     if isinstance(error, Refused) or not isinstance(error, Exception):
@@ -60,14 +67,14 @@ def judge(error: BaseException, classify: Classifier | None) -> Judgement:
         return _FAILED
     try:
         said = classify(error)
+        if isinstance(said, Judgement):
+            return said
+        if isinstance(said, Outcome):
+            return _BY_OUTCOME[said]
+        return _FAILED if said else _NO_VERDICT  # noqa: TRY300 - asking its truth may raise as well
     except Exception as fault:  # noqa: BLE001 - a classifier that raises has not excused anything
         log.fault("classifier_failed", fault, classifying=type(error).__name__)
         return _FAILED
-    if isinstance(said, Judgement):
-        return said
-    if said is Outcome.SUCCESS:
-        return _ANSWERED
-    return _FAILED if said is True or said is Outcome.FAILURE else _NO_VERDICT
 
 
 def _worst(judgements: list[Judgement]) -> Judgement:

@@ -98,7 +98,7 @@ def _lazily(function: Any, dependency: Dependency, *, long: bool, is_async: bool
 
     def first(*args: Any, **kwargs: Any) -> Any:
         _specialise(wrapper, function, slow, is_async=is_async)
-        return slow(*args, **kwargs)
+        return wrapper(*args, **kwargs)
 
     values = (
         dependency._breaker,

@@ -64,8 +64,8 @@ def around_generator(function: Any, entering: Entering) -> Callable[..., Any]:
     """
 
     def guarded(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        inner = function(*args, **kwargs)  # runs nothing yet; arguments that do not fit end here
         with entering(args, kwargs) as entered:
-            inner = function(*args, **kwargs)
             step, given = inner.send, None
             while True:
                 with entered.sharing():
@@ -88,8 +88,8 @@ def around_async_generator(function: Any, entering: Entering) -> Callable[..., A
     """Stand in for an async generator function; the same as `around_generator`, awaited."""
 
     async def guarded(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        inner = function(*args, **kwargs)  # runs nothing yet; arguments that do not fit end here
         with entering(args, kwargs) as entered:
-            inner = function(*args, **kwargs)
             step = inner.asend(None)
             while True:
                 with entered.sharing():

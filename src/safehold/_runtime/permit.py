@@ -10,6 +10,7 @@ from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar, Token
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -185,23 +186,21 @@ class Permit:
 
     def _raised(self, taken: Era | Trial, error: BaseException) -> None:
         dependency = self._dependency
-        outcome, missed = judge(error, self._classify or dependency._classify)
+        classify = self._classify or dependency._classify
+        outcome, missed = judge(error, classify)
         if outcome is Outcome.SUCCESS:
             self._answered(taken)
             return
         cause = cause_of(error)
         if missed and self._scope is not None:
             self._scope.taint(dependency.name, cause.text)
-        if seen_since(error, dependency._key, self._era.number):
-            outcome, missed_now = Outcome.IGNORED, False  # the same object, come out of an inner guard
-        else:
-            missed_now = missed
-            if error is self._attempt:
-                outcome = Outcome.IGNORED  # counted as an attempt; still a miss
+        # an object that came out of an inner guard of this dependency was counted there
+        news = judge(error, classify, partial(seen_since, key=dependency._key, era=self._era.number))
+        outcome = Outcome.IGNORED if error is self._attempt else news.outcome
         self._attempt = None
         if self._shared and outcome is not Outcome.FAILURE:
             taken = self._era  # decides nothing, and the trial goes on
-        self._settle(taken, outcome, cause, missed=missed_now)
+        self._settle(taken, outcome, cause, missed=news.missed)
         if missed:
             mark(error, dependency._key, dependency._breaker.era.number, dependency.name)
 

@@ -210,7 +210,7 @@ def _default(kind: Any) -> Any:
 def check_policy(name: str, value: P | None, kind: type[P]) -> P:
     """Give `value`, or the defaults for `None`; raise `ConfigurationError` for anything else."""
     if value is None:
-        shared: P = _default(kind)
+        shared: P = _default(cast("Any", kind))
         return shared
     if not isinstance(value, kind):
         msg = f"{name} must be a {kind.__name__}, got {cast('object', value)!r}"
