@@ -105,7 +105,7 @@ class Generation:
     """
 
     __slots__ = (
-        "began", "cause", "due", "failed", "held", "log", "notice", "number", "refuses", "state",
+        "began", "cause", "due", "failed", "held", "log", "marked", "notice", "number", "refuses", "state",
         "streak", "streak_end", "tally", "trial", "turned_away", "wins",
     )  # fmt: skip
 
@@ -122,6 +122,7 @@ class Generation:
         self.notice: Any = None
         self.log: Log | None = None
         self.failed = 0
+        self.marked = False  # whether the log holds more than plain successes
         self.streak = 0
         self.streak_end = -1
         self.trial: Trial | None = None
@@ -286,7 +287,8 @@ class Breaker:
             self._open(trial.deadline, draw, cause)
             self._note_miss(trial.generation, trial.deadline)
             self._observe(trial.deadline, cause)
-        self._observe(now, Cause(code="time_passed", text="the rates are in order again"))
+        if self.era.ask:
+            self._observe(now, Cause(code="time_passed", text="the rates are in order again"))
 
     def settle(
         self,
@@ -414,6 +416,7 @@ class Breaker:
         number = next(generation.tally)
         if generation.log is not None:
             generation.log.add(number, now, failed=False, slow=slow)
+            generation.marked = generation.marked or slow
         self._resolve(taken, Outcome.SUCCESS)
         if slow:
             self._judge(now, draw, Cause(code="slow_rate", text="too many calls were slow"))
@@ -446,6 +449,7 @@ class Breaker:
         generation.streak_end = number
         if generation.log is not None:
             generation.log.add(number, now, failed=True, slow=slow)
+            generation.marked = True
 
     def _judge(self, now: float, draw: float, cause: Cause) -> None:
         streak, limit = self.era.generation.streak, self._settings.failures
@@ -455,7 +459,7 @@ class Breaker:
     def _rates_reach(self, part: float, now: float) -> bool:
         """Whether `min_calls` is reached and a rate is at `part` of its limit or above."""
         generation, settings = self.era.generation, self._settings
-        if generation.log is None:
+        if generation.log is None or not generation.marked:
             return False
         calls, failures, slow = generation.log.totals(counted(generation.tally), now)
         if calls < settings.min_calls:

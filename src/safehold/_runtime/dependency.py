@@ -145,7 +145,7 @@ class Dependency:
 
         Entering raises `DependencyUnhealthy` when the breaker refuses.
         """
-        return Permit(self, long=long)
+        return Permit(self, long=True) if long else Permit(self)
 
     # --- people -----------------------------------------------------------------------------------
 
@@ -285,18 +285,19 @@ class Dependency:
     def _facts(self, now: float, offset: float) -> DependencyFacts:
         """Give what the gate has to know. The caller holds the lock and has ticked the breaker."""
         breaker = self._breaker
-        last = breaker.last_miss
+        last, state = breaker.last_miss, breaker.health(now)
+        well = state is HealthState.HEALTHY  # then nobody reads since when
         return DependencyFacts(
             name=self.name,
             declared=self.declared,
-            state=breaker.health(now),
+            state=state,
             breaker=breaker.state,
             unresolved_miss=breaker.unresolved_miss,
             since_miss=None if last is None else max(0.0, now - last),
             retry_after=breaker.retry_after(now),
             settle_left=breaker.settle_left(now),
             probe_timeout=None if self._schedule is None else self._schedule.settings.timeout,
-            since=f"{at_wall(breaker.since, offset):%H:%M:%S} UTC",
+            since="" if well else f"{at_wall(breaker.since, offset):%H:%M:%S} UTC",
             cause=breaker.cause.text,
         )
 

@@ -94,7 +94,7 @@ def _stub(*, is_async: bool) -> CodeType:
 
 
 def _lazily(function: Any, dependency: Dependency, *, long: bool, is_async: bool) -> FunctionType:
-    slow = (_slow_async if is_async else _slow)(function, partial(Permit, dependency, long=long))
+    slow = (_slow_async if is_async else _slow)(function, partial(dependency.permit, long=long))
 
     def first(*args: Any, **kwargs: Any) -> Any:
         _specialise(wrapper, function, slow, is_async=is_async)

@@ -12,7 +12,7 @@ from contextvars import ContextVar, Token
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Self, TypedDict, Unpack
 
 from .._core.breaker import Cause, Era, Generation, Outcome, Trial
 from .._core.configuration import ConfigurationError
@@ -33,6 +33,16 @@ _trials_here = _trials.get
 _NOT_SHARING: Final = nullcontext()
 
 
+class How(TypedDict, total=False):
+    """What a call site may say of its calls."""
+
+    long: bool
+    probe: bool
+    stepwise: bool
+    error: type[DependencyUnhealthy]
+    classify: Classifier | None
+
+
 class Permit:
     """Leave to make one call, as a context manager: `with dependency.permit(): ...`.
 
@@ -44,34 +54,20 @@ class Permit:
     should it fail, the trial has failed.
     """
 
-    __slots__ = (
-        "_attempt", "_began", "_classify", "_dependency", "_done", "_era", "_error", "_long", "_probe",
-        "_scope", "_shared", "_stepwise", "_taken", "_token",
-    )  # fmt: skip
+    # what most permits never change stands on the class: making one is part of every slower call
+    _long = _probe = _stepwise = _shared = _done = False
+    _error: type[DependencyUnhealthy] = DependencyUnhealthy
+    _classify: Classifier | None = None
+    _taken: Era | Trial | None = None
+    _began: float | None = None
+    _scope: Scope | None = None
+    _token: Token[tuple[Trial, ...]] | None = None
+    _attempt: BaseException | None = None
 
-    def __init__(
-        self,
-        dependency: Dependency,
-        *,
-        long: bool = False,
-        probe: bool = False,
-        stepwise: bool = False,
-        error: type[DependencyUnhealthy] = DependencyUnhealthy,
-        classify: Classifier | None = None,
-    ) -> None:
+    def __init__(self, dependency: Dependency, **how: Unpack[How]) -> None:
         self._dependency = dependency
-        self._long = long
-        self._probe = probe
-        self._stepwise = stepwise
-        self._error = error
-        self._classify = classify
-        self._taken: Era | Trial | None = None
-        self._began: float | None = None
-        self._scope: Scope | None = None
-        self._token: Token[tuple[Trial, ...]] | None = None
-        self._attempt: BaseException | None = None
-        self._shared = False
-        self._done = False
+        for name, value in how.items():
+            setattr(self, f"_{name}", value)
 
     def __enter__(self) -> Self:
         if self._taken is not None:
