@@ -9,7 +9,7 @@ the application swallowed the failure.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextvars import ContextVar, Token, copy_context
+from contextvars import ContextVar, copy_context
 from functools import wraps
 from types import MappingProxyType, TracebackType
 from typing import ParamSpec, Self, TypeVar
@@ -42,14 +42,14 @@ class Scope:
     counts as being in the nearest one that is open, or in none.
     """
 
-    __slots__ = ("_calls", "_open", "_parent", "_taints", "_token", "name")
+    __slots__ = ("_calls", "_open", "_parent", "_taints", "_used", "name")
 
     def __init__(self, name: str) -> None:
         check_name("scope name", name)
         self.name = name
         self._open = False
         self._parent: Scope | None = None
-        self._token: Token[Scope | None] | None = None
+        self._used = False
         self._taints: dict[str, str] = {}
         self._calls: dict[object, tuple[str, int]] = {}
 
@@ -67,13 +67,14 @@ class Scope:
         return MappingProxyType(taints)
 
     def __enter__(self) -> Self:
-        if self._token is not None:
+        if self._used:
             msg = f"scope {self.name!r} was entered before: make a new one for each stretch of work"
             raise ConfigurationError(msg)
         self._parent = open_scope()
         self._open = True
         scopes_open.add(id(self))
-        self._token = _current.set(self)
+        self._used = True
+        _current.set(self)
         for name, why in handled().failures.items():
             self.taint(name, f"opened while a failure is being handled: {why}")
         return self
@@ -83,12 +84,8 @@ class Scope:
     ) -> None:
         self._open = False
         scopes_open.discard(id(self))
-        try:
-            if self._token is not None:
-                _current.reset(self._token)
-        except ValueError:  # left in another context than entered in: a generator, or a careless callback
-            if _current.get() is self:
-                _current.set(self._parent)
+        if _current.get() is self:  # else another one was entered since, or this is another context
+            _current.set(open_scope())
 
     def lineage(self) -> Iterator[Scope]:
         """Give this scope and those that enclose it, innermost first."""

@@ -1,0 +1,201 @@
+"""The drill itself: two services side by side, one script, and what became of the sessions."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+import redis
+
+from .. import Backoff, BreakerPolicy, Decision, GatePolicy, HealthState, ProbePolicy, Safehold, Transition
+from .lab import Lab
+from .script import RECOVERY, Step, make_script
+from .service import SessionService, Tools, protected
+from .timing import Timing
+from .world import ALL, ENDING_EARLY, ENDING_LATE, World
+
+UNPROTECTED: Final = "unprotected"
+PROTECTED: Final = "protected"
+TICK: Final = 0.05
+PATIENCE: Final = 20.0
+"""Seconds, at any speed, that the protected run may take to recover before the drill calls it failed."""
+
+
+class Interrupted(Exception):  # noqa: N818 - no error
+    """Somebody wants the drill to end."""
+
+
+class Side:
+    """One of both runs: a world, a service in it, the heartbeats of its sessions and what was seen."""
+
+    def __init__(self, name: str, world: World, lab: Lab, timing: Timing, health: Safehold | None) -> None:
+        self.name = name
+        self.world = world
+        self.health = health
+        self.transitions: list[Transition] = []
+        self.blocks: list[Decision] = []
+        self._timing = timing
+        self._key = lab.key(name)
+        self._heart = lab.redis.client(lab.redis_door, timing.timeout)
+        tools = Tools(
+            redis=lab.redis.client(lab.redis_door, timing.timeout),
+            api=lab.api.client(lab.api_door, name, timing.timeout),
+            terminate=world.remove,
+        )
+        if health is not None:
+            health.subscribe(self._hear)
+            tools = protected(tools, health)
+        self._tools = tools
+        self.service = SessionService(tools, listing=lab.api.listing(world), prefix=self._key, sessions=ALL)
+        self._stopping = threading.Event()
+        self._threads = (
+            threading.Thread(target=self._every, args=(timing.beat, self._beat), daemon=True),
+            threading.Thread(target=self._every, args=(timing.round, self.service.sweep), daemon=True),
+        )
+
+    def start(self) -> None:
+        """Begin, with a first heartbeat of every session."""
+        self._beat()
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End both loops and close the clients."""
+        self._stopping.set()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(timeout=5)
+        self._heart.close()
+        self._tools.redis.close()
+        self._tools.api.close()
+
+    def _every(self, seconds: float, work: Callable[[], None]) -> None:
+        while not self._stopping.is_set():
+            with suppress(Exception):  # as services do: a round that failed must not be the last one
+                work()
+            self._stopping.wait(seconds)
+
+    def _beat(self) -> None:
+        """Let the sessions send their heartbeats; one that cannot be sent is sent the next time."""
+        pipeline = self._heart.pipeline(transaction=False)
+        for session in self.world.alive:
+            pipeline.set(self._key + session, "alive", px=round(self._timing.heartbeat_ttl * 1000))
+        with suppress(redis.RedisError):
+            pipeline.execute()
+
+    def _hear(self, event: Transition | Decision) -> None:
+        if isinstance(event, Transition):
+            self.transitions.append(event)
+        else:
+            self.blocks.append(event)
+
+
+class Drill:
+    """Both runs, the script, and the clock that they share."""
+
+    def __init__(self, *, seed: int, speed: float, faults: bool, redis_url: str | None, api_socket: str | None) -> None:
+        self.seed = seed
+        self.speed = speed
+        self.timing = Timing().faster(speed)
+        self.script = make_script(seed, timeout=Timing().timeout, faults=faults)
+        self.step = self.script[0]
+        self.started: list[tuple[Step, float]] = []
+        self.healed: float | None = None  # when the last fault ended
+        self.recovered: float | None = None
+        self._zero = time.monotonic()
+        worlds = {name: World(self.now) for name in (UNPROTECTED, PROTECTED)}
+        self.lab = Lab(worlds, redis_url=redis_url, api_socket=api_socket)
+        self.health = make_health(self.timing, seed)
+        self.unprotected = Side(UNPROTECTED, worlds[UNPROTECTED], self.lab, self.timing, None)
+        self.protected = Side(PROTECTED, worlds[PROTECTED], self.lab, self.timing, self.health)
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """Both runs."""
+        return self.unprotected, self.protected
+
+    @property
+    def length(self) -> float:
+        """How long the script is, in seconds; the recovery comes on top."""
+        return sum(step.lasts for step in self.script) / self.speed
+
+    def now(self) -> float:
+        """Give the seconds since the start."""
+        return time.monotonic() - self._zero
+
+    def since_start(self, monotonic: float) -> float:
+        """Turn an instant of the monotonic clock into seconds since the start."""
+        return monotonic - self._zero
+
+    def run(self, watch: Callable[[Drill], None], wanted: Callable[[], bool]) -> None:
+        """Play the script. `watch` is called often; `Interrupted` is raised once `wanted` says no."""
+        self._zero = time.monotonic()
+        for side in self.sides:
+            side.start()
+        for step in self.script:
+            self._begin(step)
+            self._wait(step.lasts / self.speed, watch, wanted, until=lambda: False)
+        self._begin(Step(act=self.step.act, name=RECOVERY, lasts=PATIENCE))
+        self.healed = self.now()
+        self._wait(PATIENCE, watch, wanted, until=self._has_recovered)
+        if self._has_recovered():
+            self.recovered = self.now()
+
+    def close(self) -> None:
+        """End everything and leave nothing behind."""
+        try:
+            for side in self.sides:
+                side._stopping.set()
+            for side in self.sides:
+                side.stop()
+        finally:
+            self.lab.close()
+
+    def _begin(self, step: Step) -> None:
+        self.step = step
+        self.started.append((step, self.now()))
+        self.lab.inject(step)
+        for side in self.sides:
+            side.world.end(step.ends)
+
+    def _wait(self, seconds: float, watch: Callable[[Drill], None], wanted: Callable[[], bool], until: Callable[[], bool]) -> None:
+        end = time.monotonic() + seconds
+        while not until():
+            if not wanted():
+                raise Interrupted
+            watch(self)
+            if (left := end - time.monotonic()) <= 0:
+                return
+            time.sleep(min(TICK, left))
+
+    def _has_recovered(self) -> bool:
+        """Whether all is known to be well, and the sessions that really ended are removed again."""
+        healthy = self.health.status().overall is HealthState.HEALTHY
+        ended = len(ENDING_EARLY) + len(ENDING_LATE)
+        return healthy and all(len(side.world.buried) == ended for side in self.sides)
+
+
+def make_health(timing: Timing, seed: int) -> Safehold:
+    """Declare the dependencies, with the drill's shorter settings."""
+    health = Safehold(
+        "drill",
+        rng=random.Random(seed),  # noqa: S311 - jitter, no secret
+        gate=GatePolicy(
+            startup_grace=timing.startup_grace,
+            implicit_scope=timing.implicit_scope,
+            settle_min=timing.settle_min,
+            settle_max=timing.settle_max,
+        ),
+    )
+    policy = BreakerPolicy(
+        failures=3,
+        cooldown=Backoff(first=timing.cooldown_first, cap=timing.cooldown_cap),
+        lease=timing.lease,
+    )
+    for name in ("redis", "api_socket"):
+        health.dependency(name, critical=True, policy=policy, probe_policy=ProbePolicy(timeout=timing.probe_timeout))
+    return health
