@@ -38,7 +38,7 @@ def factory(sh_breaker, sh_call, sh_missed, sh_refused, sh_slow):
             sh_result = {w}sh_call({arguments})
             sh_next(sh_era.generation.tally)
             return sh_result
-        except BaseException as sh_error:
+        except sh_everything as sh_error:
             sh_missed(sh_era, sh_error)
             raise
     return guarded
@@ -53,7 +53,7 @@ def factory(sh_breaker, sh_call, sh_missed, sh_refused, sh_slow):
 _NAMES = ("sh_breaker", "sh_call", "sh_missed", "sh_refused", "sh_slow")
 
 # what the compiled code finds among this module's names
-sh_next, sh_scope, sh_scopes = next, innermost, scopes_open
+sh_everything, sh_next, sh_scope, sh_scopes = BaseException, next, innermost, scopes_open
 
 
 def wrap(function: Any, dependency: Dependency, *, long: bool) -> Any:

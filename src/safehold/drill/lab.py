@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
 import httpx
@@ -90,7 +90,7 @@ class ApiTarget:
 
 
 class Lab:
-    """Both servers with their proxies. `close` removes everything, the keys in Redis included."""
+    """Both servers with their proxies, in a `with` statement that removes everything, keys included."""
 
     def __init__(self, worlds: Mapping[str, World], *, redis_url: str | None, api_socket: str | None) -> None:
         self._worlds = worlds
@@ -104,11 +104,13 @@ class Lab:
             self.redis_door = self._stack.enter_context(FaultProxy(self.redis.upstream))
             self.api_door = self._stack.enter_context(FaultProxy(self.api.upstream))
         except BaseException:
-            self.close()
+            self._stack.close()
             raise
 
-    def close(self) -> None:
-        """End the servers and proxies, and remove what they left."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def inject(self, step: Step) -> None:

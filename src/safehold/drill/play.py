@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Final
+from typing import Final, Self
 
 import redis
 
@@ -16,17 +16,13 @@ from .lab import Lab
 from .script import RECOVERY, Step, make_script
 from .service import SessionService, Tools, protected
 from .timing import Timing
-from .world import ALL, ENDING_EARLY, ENDING_LATE, World
+from .world import ALL, ENDED, World
 
 UNPROTECTED: Final = "unprotected"
 PROTECTED: Final = "protected"
 TICK: Final = 0.05
 PATIENCE: Final = 20.0
 """Seconds, at any speed, that the protected run may take to recover before the drill calls it failed."""
-
-
-class Interrupted(Exception):  # noqa: N818 - no error
-    """Somebody wants the drill to end."""
 
 
 class Side:
@@ -44,7 +40,7 @@ class Side:
         tools = Tools(
             redis=lab.redis.client(lab.redis_door, timing.timeout),
             api=lab.api.client(lab.api_door, name, timing.timeout),
-            terminate=world.remove,
+            terminate=world.terminate,
         )
         if health is not None:
             health.subscribe(self._hear)
@@ -64,8 +60,11 @@ class Side:
             thread.start()
 
     def stop(self) -> None:
-        """End both loops and close the clients."""
+        """Tell both loops to end."""
         self._stopping.set()
+
+    def close(self) -> None:
+        """Wait for the end of both loops, and close the clients."""
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(timeout=5)
@@ -95,23 +94,33 @@ class Side:
 
 
 class Drill:
-    """Both runs, the script, and the clock that they share."""
+    """Both runs, the script, and the clock that they share. A `with` statement ends the services."""
 
-    def __init__(self, *, seed: int, speed: float, faults: bool, redis_url: str | None, api_socket: str | None) -> None:
+    def __init__(
+        self, lab: Lab, worlds: Mapping[str, World], *, seed: int, speed: float, faults: bool = True
+    ) -> None:
+        self.lab = lab
         self.seed = seed
         self.speed = speed
         self.timing = Timing().faster(speed)
         self.script = make_script(seed, timeout=Timing().timeout, faults=faults)
         self.step = self.script[0]
-        self.started: list[tuple[Step, float]] = []
+        self.begun: list[tuple[float, Step]] = []
         self.healed: float | None = None  # when the last fault ended
         self.recovered: float | None = None
-        self._zero = time.monotonic()
-        worlds = {name: World(self.now) for name in (UNPROTECTED, PROTECTED)}
-        self.lab = Lab(worlds, redis_url=redis_url, api_socket=api_socket)
+        self.zero = time.monotonic()
         self.health = make_health(self.timing, seed)
-        self.unprotected = Side(UNPROTECTED, worlds[UNPROTECTED], self.lab, self.timing, None)
-        self.protected = Side(PROTECTED, worlds[PROTECTED], self.lab, self.timing, self.health)
+        self.unprotected = Side(UNPROTECTED, worlds[UNPROTECTED], lab, self.timing, None)
+        self.protected = Side(PROTECTED, worlds[PROTECTED], lab, self.timing, self.health)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for side in self.sides:
+            side.stop()
+        for side in self.sides:
+            side.close()
 
     @property
     def sides(self) -> tuple[Side, Side]:
@@ -123,60 +132,47 @@ class Drill:
         """How long the script is, in seconds; the recovery comes on top."""
         return sum(step.lasts for step in self.script) / self.speed
 
+    @property
     def now(self) -> float:
-        """Give the seconds since the start."""
-        return time.monotonic() - self._zero
+        """The seconds since the start."""
+        return time.monotonic() - self.zero
 
-    def since_start(self, monotonic: float) -> float:
-        """Turn an instant of the monotonic clock into seconds since the start."""
-        return monotonic - self._zero
-
-    def run(self, watch: Callable[[Drill], None], wanted: Callable[[], bool]) -> None:
-        """Play the script. `watch` is called often; `Interrupted` is raised once `wanted` says no."""
-        self._zero = time.monotonic()
+    def play(self, watch: Callable[[], None]) -> None:
+        """Play the script. `watch` is called many times a second, and ends the drill by raising."""
+        self.zero = time.monotonic()
         for side in self.sides:
             side.start()
         for step in self.script:
             self._begin(step)
-            self._wait(step.lasts / self.speed, watch, wanted, until=lambda: False)
-        self._begin(Step(act=self.step.act, name=RECOVERY, lasts=PATIENCE))
-        self.healed = self.now()
-        self._wait(PATIENCE, watch, wanted, until=self._has_recovered)
-        if self._has_recovered():
-            self.recovered = self.now()
-
-    def close(self) -> None:
-        """End everything and leave nothing behind."""
-        try:
-            for side in self.sides:
-                side._stopping.set()
-            for side in self.sides:
-                side.stop()
-        finally:
-            self.lab.close()
+            self._wait(step.lasts / self.speed, watch)
+        self._begin(Step(act=self.step.act, name=RECOVERY, lasts=PATIENCE * self.speed))
+        self.healed = self.now
+        if self._wait(PATIENCE, watch, until=self._has_recovered):
+            self.recovered = self.now
 
     def _begin(self, step: Step) -> None:
-        self.step = step
-        self.started.append((step, self.now()))
         self.lab.inject(step)
+        self.step = step
+        self.begun.append((time.monotonic(), step))
         for side in self.sides:
             side.world.end(step.ends)
 
-    def _wait(self, seconds: float, watch: Callable[[Drill], None], wanted: Callable[[], bool], until: Callable[[], bool]) -> None:
+    def _wait(
+        self, seconds: float, watch: Callable[[], None], until: Callable[[], bool] = lambda: False
+    ) -> bool:
+        """Wait so long, or until something is true; say whether it came true."""
         end = time.monotonic() + seconds
         while not until():
-            if not wanted():
-                raise Interrupted
-            watch(self)
+            watch()
             if (left := end - time.monotonic()) <= 0:
-                return
+                return False
             time.sleep(min(TICK, left))
+        return True
 
     def _has_recovered(self) -> bool:
         """Whether all is known to be well, and the sessions that really ended are removed again."""
         healthy = self.health.status().overall is HealthState.HEALTHY
-        ended = len(ENDING_EARLY) + len(ENDING_LATE)
-        return healthy and all(len(side.world.buried) == ended for side in self.sides)
+        return healthy and all(len(side.world.buried) == ENDED for side in self.sides)
 
 
 def make_health(timing: Timing, seed: int) -> Safehold:

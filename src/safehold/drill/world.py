@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 LIVE = tuple(f"s{number:02}" for number in range(1, 51))
@@ -12,12 +13,13 @@ ENDING_EARLY = ("e1", "e2", "e3")
 """Sessions that really end while all is well."""
 ENDING_LATE = ("e4", "e5", "e6")
 """Sessions that really end in the middle of an outage."""
+ENDED = len(ENDING_EARLY) + len(ENDING_LATE)
 ALL = (*LIVE, *ENDING_EARLY, *ENDING_LATE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removal:
-    """A service has removed a session. `lost` says that the session was alive."""
+    """A service has removed a session, at an instant of the monotonic clock. `lost`: it was alive."""
 
     session: str
     at: float
@@ -31,8 +33,7 @@ class World:
     would: it takes a reaper to remove it.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._alive = dict.fromkeys(ALL)  # guarded by _lock
         self._listed = dict.fromkeys(ALL)  # guarded by _lock
@@ -72,11 +73,11 @@ class World:
             for session in sessions:
                 self._alive.pop(session, None)
 
-    def remove(self, session: str) -> None:
+    def terminate(self, session_id: str) -> None:
         """Do what a service has decided: from here on the session is gone, alive or not."""
         with self._lock:
-            if session in self._listed:
-                lost = session in self._alive
-                self._removals.append(Removal(session=session, at=self._clock(), lost=lost))
-            self._alive.pop(session, None)
-            self._listed.pop(session, None)
+            if session_id in self._listed:
+                lost = session_id in self._alive
+                self._removals.append(Removal(session=session_id, at=time.monotonic(), lost=lost))
+            self._alive.pop(session_id, None)
+            self._listed.pop(session_id, None)
