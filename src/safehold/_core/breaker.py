@@ -265,13 +265,13 @@ class Breaker:
                 return None
             self.suppressed += 1
             return self.era
+        cause = Cause(code="trial", text="the cooldown is over, one trial is let through")
         if generation.state is BreakerState.OPEN:
-            cause = Cause(code="trial", text="the cooldown is over, one trial is let through")
             self._move(BreakerState.HALF_OPEN, now, cause)
-            self._observe(now, cause)
             generation = self.era.generation
         generation.trial = Trial(generation, now, now + self._settings.lease)
         generation.due = generation.trial.deadline
+        self._observe(now, cause)
         return generation.trial
 
     def tick(self, now: float, *, draw: float) -> None:
@@ -283,11 +283,10 @@ class Breaker:
         if trial is not None and now >= trial.deadline:
             text = f"the trial did not answer within its lease of {self._settings.lease:g} s"
             cause = Cause(code="lease_expired", text=text)
-            self.last_miss = trial.deadline
             self._open(trial.deadline, draw, cause)
             self._note_miss(trial.generation, trial.deadline)
             self._observe(trial.deadline, cause)
-        if self.era.ask:
+        if self._outage is not None or isinstance(self._settings.window, TimeWindow):
             self._observe(now, Cause(code="time_passed", text="the rates are in order again"))
 
     def settle(
@@ -307,9 +306,8 @@ class Breaker:
         ignored call did not answer; a failed one never did. A miss that comes home late says when it
         was, and nothing about the present generation.
         """
+        self.tick(now, draw=draw)
         trial = taken if isinstance(taken, Trial) else None
-        if trial is not None:
-            self.tick(now, draw=draw)
         generation = taken.generation
         current = generation is self.era.generation
         if not current:
@@ -319,51 +317,62 @@ class Breaker:
         else:
             self._step(taken, outcome, now, draw=draw, cause=cause, slow=slow)
         if missed or outcome is Outcome.FAILURE:
-            self.last_miss = now
             if current:
                 self._note_miss(generation, now)
+            else:
+                self._date_miss(now)
         moved = current and self.era.generation is not generation
         self._observe(now, self.era.generation.cause if moved else cause)
 
     def attempt_failed(self, taken: Era | Trial, now: float, *, draw: float, cause: Cause) -> None:
         """Count a hidden attempt inside one call (a client's own retry): it may trip, and is no miss."""
+        self.tick(now, draw=draw)
         enabled = self._settings.mode is not Mode.DISABLED
         if enabled and taken.generation is self.era.generation and self.state is BreakerState.CLOSED:
             self._count_failure(now, slow=False)
             self._judge(now, draw, cause)
+            self.era.ask = self._must_ask(now)
             self._observe(now, cause)
 
     # --- people ----------------------------------------------------------------------------------
 
     def trip(self, now: float, *, draw: float, cause: Cause) -> None:
         """Open it, as if it had failed. Nothing happens where it is open already."""
+        self.tick(now, draw=draw)
         if self.state is not BreakerState.OPEN:
             self._open(now, draw, cause)
             self._observe(now, cause)
 
-    def hold(self, now: float, cause: Cause) -> None:
+    def hold(self, now: float, *, draw: float, cause: Cause) -> None:
         """Open it until `release`."""
+        self.tick(now, draw=draw)
         self._move(BreakerState.OPEN, now, cause)
         self.era.generation.held = True
         self.era.generation.due = math.inf
         self._observe(now, cause)
 
-    def release(self, now: float, cause: Cause) -> None:
+    def release(self, now: float, *, draw: float, cause: Cause) -> None:
         """End a hold: still open, with a trial due now. Nothing happens where it is not held."""
+        self.tick(now, draw=draw)
         if self.held:
             self._move(BreakerState.OPEN, now, cause)
             self._observe(now, cause)
 
-    def reset(self, now: float, cause: Cause) -> None:
+    def reset(self, now: float, *, draw: float, cause: Cause) -> None:
         """Close it by hand and forget counters and growth. What must settle, settles all the same."""
+        self.tick(now, draw=draw)
         self.level = 0
         self._move(BreakerState.CLOSED, now, cause)
         self._observe(now, cause)
 
-    def reconfigure(self, settings: BreakerSettings, now: float, cause: Cause) -> None:
-        """Take other settings; health and misses stay, counters begin anew."""
+    def reconfigure(self, settings: BreakerSettings, now: float, *, draw: float, cause: Cause) -> None:
+        """Take other settings; state, health and misses stay, counters begin anew."""
+        self.tick(now, draw=draw)
+        old = self.era.generation
         self._settings = settings
-        self._move(self.state if settings.mode is not Mode.DISABLED else BreakerState.CLOSED, now, cause)
+        self._move(old.state if settings.mode is not Mode.DISABLED else BreakerState.CLOSED, now, cause)
+        if self.state is not BreakerState.CLOSED:
+            self.era.generation.held, self.era.generation.due = old.held, old.due
         self._observe(now, cause)
 
     def set_cooldown(self, generation: Generation, cooldown: float) -> None:
@@ -498,7 +507,11 @@ class Breaker:
             and now >= self._quiet_since + self._settle
         )
 
+    def _date_miss(self, now: float) -> None:
+        self.last_miss = now if self.last_miss is None else max(self.last_miss, now)
+
     def _note_miss(self, generation: Generation, now: float) -> None:
+        self._date_miss(now)
         self._missed = True
         self._quiet_since = now
         if generation is self.era.generation:  # else this very miss has opened the breaker
@@ -528,7 +541,7 @@ class Breaker:
         self._successes += old.succeeded
         if refused := counted(old.turned_away):
             self._refusals += refused
-            self.last_miss = now
+            self._date_miss(now)
             self._missed = True
         match old.state, state:
             case BreakerState.CLOSED, BreakerState.OPEN if self._outage is None:

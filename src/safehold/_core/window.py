@@ -10,6 +10,7 @@ A time-based window cannot work that way; it keeps ten buckets and asks for the 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from itertools import count
@@ -80,10 +81,10 @@ class TimeLog:
     An outcome exactly `length` seconds old is outside; a bucket leaves when its first instant is.
     """
 
-    __slots__ = ("_buckets", "_origin", "_width")
+    __slots__ = ("_buckets", "_length", "_origin")
 
     def __init__(self, length: float, now: float) -> None:
-        self._width = length / BUCKETS
+        self._length = length
         self._origin = now
         self._buckets: deque[tuple[int, list[int]]] = deque(maxlen=BUCKETS)
 
@@ -103,7 +104,7 @@ class TimeLog:
         return Totals(*(sum(bucket[i] for _, bucket in self._buckets) for i in range(3)))
 
     def _index(self, now: float) -> int:
-        return int((now - self._origin) // self._width)
+        return math.floor((now - self._origin) * BUCKETS / self._length)
 
 
 @dataclass(frozen=True, slots=True)

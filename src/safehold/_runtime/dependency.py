@@ -151,33 +151,32 @@ class Dependency:
 
     def trip(self, reason: str = "tripped by hand") -> None:
         """Open its breaker for one cooldown, as if it had failed. Nothing happens where it is open."""
-        self._by_hand(
-            "trip", reason, lambda now, draw, cause: self._breaker.trip(now, draw=draw, cause=cause)
-        )
+        self._by_hand(self._breaker.trip, reason)
 
     def hold(self, reason: str = "held by hand") -> None:
         """Open its breaker until `release`. `retry_after` is `None` meanwhile."""
-        self._by_hand("hold", reason, lambda now, _, cause: self._breaker.hold(now, cause))
+        self._by_hand(self._breaker.hold, reason)
 
     def release(self, reason: str = "released by hand") -> None:
         """End a hold: the next call or probe is the trial. Nothing happens where it is not held."""
-        self._by_hand("release", reason, lambda now, _, cause: self._breaker.release(now, cause))
+        self._by_hand(self._breaker.release, reason)
 
     def reset(self, reason: str = "reset by hand") -> None:
         """Close its breaker, forget its counters and the growth of its cooldown.
 
         An outage that has not settled goes on settling: a reset is no proof of health.
         """
-        self._by_hand("reset", reason, lambda now, _, cause: self._breaker.reset(now, cause))
+        self._by_hand(self._breaker.reset, reason)
 
-    def _by_hand(self, verb: str, reason: str, step: Callable[[float, float, Cause], None]) -> None:
+    def _by_hand(self, step: Callable[..., None], reason: str) -> None:
         check_name("reason", reason)
+        verb = step.__name__
         if self._breaker.settings.mode is Mode.DISABLED:
             msg = f"cannot {verb} {self.name}: it is {'disabled' if self.declared else 'not declared'}"
             raise ConfigurationError(msg)
         now, draw = self._now(), self._draw()
         with self._engine.lock:
-            step(now, draw, Cause(code=verb, text=reason))
+            step(now, draw=draw, cause=Cause(code=verb, text=reason))
         self._settled()
 
     # --- declaring --------------------------------------------------------------------------------
@@ -196,7 +195,8 @@ class Dependency:
             self._declaration = declaration
             self._classify = classify or self._classify
             self._timed = settings.slow_after is not None
-            self._breaker.reconfigure(settings, now, Cause(code="declared", text="declared"))
+            cause = Cause(code="declared", text="declared")
+            self._breaker.reconfigure(settings, now, draw=draw, cause=cause)
             probe = declaration.probe or self._probe
             if probe is not None:
                 self._install(probe, now, draw)

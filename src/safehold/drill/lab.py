@@ -19,6 +19,7 @@ import httpx
 import redis
 from redis.backoff import ConstantBackoff
 from redis.connection import parse_url
+from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
 from ..testing.proxy import Fault, FaultProxy
@@ -27,7 +28,7 @@ from .script import Step
 from .service import Listing
 from .world import ALL, World
 
-PATIENCE: Final = 5.0
+PATIENCE: Final = 3.0
 """Seconds that the drill itself waits for a user's server before it calls it unusable."""
 HEAD: Final = 130
 """Bytes that the head of our API's answer takes, about."""
@@ -92,12 +93,14 @@ class ApiTarget:
 class Lab:
     """Both servers with their proxies, in a `with` statement that removes everything, keys included."""
 
-    def __init__(self, worlds: Mapping[str, World], *, redis_url: str | None, api_socket: str | None) -> None:
+    def __init__(
+        self, worlds: Mapping[str, World], *, redis: RedisTarget | None, api_socket: str | None
+    ) -> None:
         self._worlds = worlds
         self.prefix = f"safehold-drill:{secrets.token_hex(6)}:"
         self._stack = ExitStack()
         try:
-            self.redis = _own_redis(self._stack) if redis_url is None else users_redis(redis_url)
+            self.redis = redis or _own_redis(self._stack)
             self.api = _own_api(self._stack, worlds) if api_socket is None else users_api(api_socket)
             self._try_redis()
             self._stack.callback(self._forget_keys)
@@ -140,18 +143,18 @@ class Lab:
                 client.set(keys[0], "alive", px=5000)
                 client.mget(keys)
                 client.delete(*keys)
-        except redis.RedisError as error:
+        except RedisError as error:
             msg = f"{self.redis.origin} cannot be used: {_told(error)}"
             raise UnusableError(msg) from None
 
     def _forget_keys(self) -> None:
-        with suppress(redis.RedisError), self.redis.client(None, PATIENCE, retries=0) as client:
+        with suppress(RedisError), self.redis.client(None, PATIENCE, retries=0) as client:
             client.delete(*self._keys())  # should this fail: every key has a short time to live
 
 
 def _told(error: Exception) -> str:
     """Say what went wrong without the details, which may quote the URL."""
-    if isinstance(error, redis.ResponseError):
+    if isinstance(error, ResponseError):
         return f"it answered {str(error).split(' ', 1)[0]}"
     return f"{type(error).__name__} within {PATIENCE:g} s"
 
@@ -218,7 +221,9 @@ def users_api(path: str) -> ApiTarget:
     """Take `--api-socket`, after one `GET /` straight to it. Raises `UnusableError`."""
     target = ApiTarget(origin=f"unix:{path}", upstream=f"unix:{path}", ours=False)
     try:
-        with httpx.Client(transport=httpx.HTTPTransport(uds=path), timeout=PATIENCE, trust_env=False) as client:
+        with httpx.Client(
+            transport=httpx.HTTPTransport(uds=path), timeout=PATIENCE, trust_env=False
+        ) as client:
             status = client.get("http://localhost/").status_code
     except httpx.HTTPError as error:
         msg = f"{target.origin} cannot be used: GET / gave {type(error).__name__}"

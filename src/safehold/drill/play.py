@@ -20,6 +20,7 @@ from .world import ALL, ENDED, World
 
 UNPROTECTED: Final = "unprotected"
 PROTECTED: Final = "protected"
+NAMES: Final = (UNPROTECTED, PROTECTED)
 TICK: Final = 0.05
 PATIENCE: Final = 20.0
 """Seconds, at any speed, that the protected run may take to recover before the drill calls it failed."""
@@ -40,7 +41,7 @@ class Side:
         tools = Tools(
             redis=lab.redis.client(lab.redis_door, timing.timeout),
             api=lab.api.client(lab.api_door, name, timing.timeout),
-            terminate=world.terminate,
+            reap=world.reap,
         )
         if health is not None:
             health.subscribe(self._hear)
@@ -145,7 +146,7 @@ class Drill:
         for step in self.script:
             self._begin(step)
             self._wait(step.lasts / self.speed, watch)
-        self._begin(Step(act=self.step.act, name=RECOVERY, lasts=PATIENCE * self.speed))
+        self._begin(Step(act=self.script[-1].act + 1, name=RECOVERY, lasts=PATIENCE * self.speed))
         self.healed = self.now
         if self._wait(PATIENCE, watch, until=self._has_recovered):
             self.recovered = self.now
@@ -172,7 +173,7 @@ class Drill:
     def _has_recovered(self) -> bool:
         """Whether all is known to be well, and the sessions that really ended are removed again."""
         healthy = self.health.status().overall is HealthState.HEALTHY
-        return healthy and all(len(side.world.buried) == ENDED for side in self.sides)
+        return healthy and len(self.protected.world.buried) == ENDED
 
 
 def make_health(timing: Timing, seed: int) -> Safehold:
@@ -193,5 +194,7 @@ def make_health(timing: Timing, seed: int) -> Safehold:
         lease=timing.lease,
     )
     for name in ("redis", "api_socket"):
-        health.dependency(name, critical=True, policy=policy, probe_policy=ProbePolicy(timeout=timing.probe_timeout))
+        health.dependency(
+            name, critical=True, policy=policy, probe_policy=ProbePolicy(timeout=timing.probe_timeout)
+        )
     return health

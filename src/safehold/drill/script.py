@@ -69,10 +69,14 @@ def _faults(dice: random.Random, timeout: float) -> Iterator[Step]:
         ),
         Step(act=3, name="Redis resets every connection", lasts=about(3.0), redis=(RESET,)),
         Step(act=4, name="Redis answers later than the time-out", lasts=about(3.5), redis=(late,)),
+        Step(act=5, name="The API's listing is cut in half", lasts=about(3.0), cut=dice.uniform(0.4, 0.6)),
         Step(
-            act=5, name="The API's listing is cut in half", lasts=about(3.0), cut=dice.uniform(0.4, 0.6)
+            act=6,
+            name="Both at once: Redis hangs, the API refuses",
+            lasts=about(3.5),
+            redis=(BLACKHOLE,),
+            api=(REFUSED,),
         ),
-        Step(act=6, name="Both at once: Redis hangs, the API refuses", lasts=about(3.5), redis=(BLACKHOLE,), api=(REFUSED,)),
     )
     for act in acts:
         yield act
@@ -82,9 +86,8 @@ def _faults(dice: random.Random, timeout: float) -> Iterator[Step]:
 
 def _flapping(act: int, dice: random.Random) -> Iterator[Step]:
     name = "Flapping: up and down, up and down"
-    for _ in range(4):
+    for hits_redis in dice.sample((True, True, False, False), 4):
         fault = (dice.choice((REFUSED, BLACKHOLE, RESET)),)
-        where = dice.choice(("redis", "api"))
-        down, up = dice.uniform(0.4, 0.7), dice.uniform(0.6, 0.8)
-        yield Step(act=act, name=name, lasts=down, **{where: fault})
-        yield Step(act=act, name=name, lasts=up)
+        redis, api = (fault, ()) if hits_redis else ((), fault)
+        yield Step(act=act, name=name, lasts=dice.uniform(0.4, 0.7), redis=redis, api=api)
+        yield Step(act=act, name=name, lasts=dice.uniform(0.6, 0.8))

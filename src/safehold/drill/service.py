@@ -1,7 +1,7 @@
 """An ordinary session service with a reaper, and the three lines that protect it.
 
 It is written as such services are: with time-outs, a retry in the client, a log line for each failure,
-two looks before anything is removed, and one removal a round. None of that tells "gone" from "cannot see".
+two looks before anything is removed, and two removals a round at most. None of that tells "gone" from "cannot see".
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from ..callsites.redis import guard_client as guard_redis
 _log = logging.getLogger(__name__)
 
 Listing = Callable[[httpx.Client], Iterator[str]]
-Terminate = Callable[[str], None]
+Reap = Callable[[str], None]
 
+MOST_A_ROUND: Final = 2
 THREE_LINES: Final = (
     'redis = guard_redis(redis, health["redis"])',
     'api = guard_api(api, health["api_socket"])',
-    'terminate = health.destructive("session.terminate", subject="session_id")(terminate)',
+    'reap = health.destructive("session.reap", subject="session_id")(reap)',
 )
 """What `protected` does, to be shown; a test compares them."""
 
@@ -37,16 +38,16 @@ class Tools:
 
     redis: redis.Redis
     api: httpx.Client
-    terminate: Terminate
+    reap: Reap
 
 
 def protected(tools: Tools, health: Safehold) -> Tools:
     """Give the same tools, guarded."""
-    redis, api, terminate = tools.redis, tools.api, tools.terminate
+    redis, api, reap = tools.redis, tools.api, tools.reap
     redis = guard_redis(redis, health["redis"])
     api = guard_api(api, health["api_socket"])
-    terminate = health.destructive("session.terminate", subject="session_id")(terminate)
-    return Tools(redis=redis, api=api, terminate=terminate)
+    reap = health.destructive("session.reap", subject="session_id")(reap)
+    return Tools(redis=redis, api=api, reap=reap)
 
 
 class SessionService:
@@ -61,13 +62,13 @@ class SessionService:
         self.seen = (len(self._sessions), len(self._sessions))  # in the listing, and with a heartbeat
 
     def sweep(self) -> None:
-        """Remove a session that is gone: neither listed nor beating, twice in a row, and one at a time."""
+        """Remove sessions that are gone: not listed or not beating, twice in a row, and a few at a time."""
         listed, beating = self.listed(), self.beating()
         self.seen = (len(listed), len(beating))
         gone = self._sessions - (listed & beating)
         certain, self._suspects = gone & self._suspects, gone
-        for session_id in sorted(certain)[:1]:
-            self._tools.terminate(session_id)
+        for session_id in sorted(certain)[:MOST_A_ROUND]:
+            self._tools.reap(session_id)
             self._sessions.discard(session_id)
 
     def listed(self) -> set[str]:

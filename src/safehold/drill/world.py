@@ -7,14 +7,11 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-LIVE = tuple(f"s{number:02}" for number in range(1, 51))
-"""The sessions that live through the whole drill."""
-ENDING_EARLY = ("e1", "e2", "e3")
-"""Sessions that really end while all is well."""
-ENDING_LATE = ("e4", "e5", "e6")
-"""Sessions that really end in the middle of an outage."""
+ALL = tuple(f"s{number:02}" for number in range(1, 57))
+LIVE, ENDING_EARLY, ENDING_LATE = ALL[:50], ALL[50:53], ALL[53:]
+"""Those that live through the whole drill, those that really end while all is well, and those that
+really end in the middle of an outage."""
 ENDED = len(ENDING_EARLY) + len(ENDING_LATE)
-ALL = (*LIVE, *ENDING_EARLY, *ENDING_LATE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +70,7 @@ class World:
             for session in sessions:
                 self._alive.pop(session, None)
 
-    def terminate(self, session_id: str) -> None:
+    def reap(self, session_id: str) -> None:
         """Do what a service has decided: from here on the session is gone, alive or not."""
         with self._lock:
             if session_id in self._listed:

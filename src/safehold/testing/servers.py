@@ -201,14 +201,14 @@ def _version(path: Path) -> str:
 class _Place:
     """A private directory and an address, given up when this process ends, in whatever way it ends."""
 
-    def __init__(self, listen: Listen, socket_name: str) -> None:
+    def __init__(self, listen: Listen, name: str) -> None:
         base = tempfile.gettempdir()
         if len(os.fsencode(base)) > _LONGEST_BASE:
             base = "/tmp"  # noqa: S108 - only the base: mkdtemp makes a private directory in it
         self._owner = os.getpid()
         self._port: socket.socket | None = None
-        self.directory = Path(tempfile.mkdtemp(prefix="safehold-", dir=base))
-        self.address: Address = str(self.directory / socket_name)
+        self.directory = Path(tempfile.mkdtemp(prefix=f"safehold-{name}-", dir=base))
+        self.address: Address = str(self.directory / f"{name}.sock")
         try:
             if listen == "tcp":
                 self.move()
@@ -317,7 +317,7 @@ class _Server:
         """Take a place, and say whether it is a new one: a killed server still has its own."""
         if self._home is not None:
             return False
-        self._home = _Place(self.listen, f"{self._name}.sock")
+        self._home = _Place(self.listen, self._name)
         return True
 
     def _abandon(self) -> None:
