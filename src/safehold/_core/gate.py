@@ -243,7 +243,8 @@ def _state(situation: Situation, name: str) -> HealthState:
 def _wait(facts: DependencyFacts) -> float | None:
     """Seconds until a look makes sense: the breaker's own, or the probe that the block orders."""
     if facts.breaker is not BreakerState.CLOSED:
-        return facts.retry_after
+        due = facts.retry_after == 0 and facts.probe_timeout is not None
+        return facts.probe_timeout if due else facts.retry_after
     return max(facts.settle_left, _probe_wait(facts))
 
 

@@ -54,10 +54,12 @@ class ProbeSchedule:
         return 0.0 if self.ordered else self._next
 
     def order(self) -> bool:
-        """Ask for a probe as soon as it may be; say whether that is news."""
-        news = not self.ordered and not self.in_flight
-        self.ordered = True
-        return news
+        """Ask for a probe as soon as it may be; say whether somebody has to launch it.
+
+        One that is under way answers for all who ask meanwhile.
+        """
+        self.ordered = not self.in_flight
+        return self.ordered
 
     def claim(self, now: float) -> bool:
         """Take the flight, if a probe is due and none is under way."""

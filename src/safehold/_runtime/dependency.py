@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from datetime import datetime
 from itertools import count
@@ -60,6 +61,7 @@ class Dependency:
         self._engine = engine
         self._gate = gate
         self._key = next(_keys)
+        self._place = math.inf  # among the declarations
         self._timed = False
         self._classify: Classifier | None = None
         self._declaration: Declaration | None = None  # written under engine.lock
@@ -193,6 +195,7 @@ class Dependency:
                 self._compare(self._declaration, declaration)
                 return
             self._declaration = declaration
+            self._place = next(_keys)
             self._classify = classify or self._classify
             self._timed = settings.slow_after is not None
             cause = Cause(code="declared", text="declared")

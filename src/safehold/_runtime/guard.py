@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import keyword
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from types import CellType, CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
@@ -94,11 +95,19 @@ def _stub(*, is_async: bool) -> CodeType:
 
 
 def _lazily(function: Any, dependency: Dependency, *, long: bool, is_async: bool) -> FunctionType:
-    slow = (_slow_async if is_async else _slow)(function, partial(dependency.permit, long=long))
+    permit = partial(dependency.permit, long=long)
+    slow = (
+        _slow_async(function, permit)
+        if is_async
+        else _slow(function, permit, lambda: _await(wrapper, waiting))
+    )
+    waiting = _waiting(function, permit)
 
     def first(*args: Any, **kwargs: Any) -> Any:
         _specialise(wrapper, function, slow, is_async=is_async)
-        return wrapper(*args, **kwargs)
+        with suppress(ValueError):  # some builtins do not say what they take
+            inspect.signature(function).bind(*args, **kwargs)  # arguments that do not fit end here, uncounted
+        return slow(*args, **kwargs)
 
     values = (
         dependency._breaker,
@@ -112,10 +121,19 @@ def _lazily(function: Any, dependency: Dependency, *, long: bool, is_async: bool
     return wrapper
 
 
-def _slow(function: Any, permit: Callable[[], Permit]) -> Callable[..., Any]:
+def _slow(function: Any, permit: Callable[[], Permit], awaits: Callable[[], None]) -> Callable[..., Any]:
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        with permit():
-            return function(*args, **kwargs)
+        entered = permit().__enter__()
+        try:
+            result = function(*args, **kwargs)
+        except BaseException as error:
+            entered.fail(error)
+            raise
+        if inspect.iscoroutine(result):
+            awaits()
+            return _ended(entered, result)
+        entered.succeed()
+        return result
 
     return guarded
 
@@ -126,6 +144,39 @@ def _slow_async(function: Any, permit: Callable[[], Permit]) -> Callable[..., An
             return await function(*args, **kwargs)
 
     return guarded
+
+
+# A plain function that gives a coroutine (an `async def` under a decorator that is none) shows on its first
+# call what it is. From then on its wrapper guards the coroutine and not the making of it.
+
+
+def _await(wrapper: FunctionType, waiting: Callable[..., Any]) -> None:
+    cells = dict(zip(_NAMES, wrapper.__closure__ or (), strict=True))
+    cells["sh_slow"].cell_contents = waiting
+    wrapper.__code__ = _stub(is_async=False).replace(
+        co_name=wrapper.__name__, co_qualname=wrapper.__qualname__
+    )
+
+
+def _waiting(function: Any, permit: Callable[[], Permit]) -> Callable[..., Any]:
+    async def ended(coroutine: Any) -> Any:
+        with permit():
+            return await coroutine
+
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        return ended(function(*args, **kwargs))
+
+    return guarded
+
+
+async def _ended(entered: Permit, coroutine: Any) -> Any:
+    try:
+        result = await coroutine
+    except BaseException as error:
+        entered.fail(error)
+        raise
+    entered.succeed()
+    return result
 
 
 def _specialise(wrapper: FunctionType, function: Any, slow: Callable[..., Any], *, is_async: bool) -> None:

@@ -8,6 +8,7 @@ several guards of one dependency is one failure.
 
 from __future__ import annotations
 
+import atexit
 import sys
 import threading
 import weakref
@@ -96,9 +97,19 @@ def _links(error: BaseException) -> Iterator[BaseException]:
             waiting.extend(link.exceptions)
 
 
+_exiting = threading.Event()
+atexit.register(_exiting.set)
+
+
 def finalising() -> str | None:
-    """Say in which finaliser this runs, or that the interpreter is on its way out."""
-    if sys.is_finalizing() or not threading.main_thread().is_alive():
+    """Say in which finaliser this runs, or that the interpreter is on its way out.
+
+    The interpreter calls its exit handlers on the main thread after that has ended; other threads may
+    outlive it for as long as they work, and are not at their end.
+    """
+    main = threading.main_thread()
+    ending = threading.current_thread() is main and not main.is_alive()
+    if ending or _exiting.is_set() or sys.is_finalizing():
         return "at interpreter exit"
     frame = sys._getframe(1)
     for _ in range(_DEEPEST):

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from .._core.configuration import ConfigurationError, check_name
 from .._core.gate import DependencyFacts, Situation, Trigger, Verdict, blocked_by, decide
@@ -55,8 +55,12 @@ class Operation:
         return f"{self.qualname} in {self.filename}:{self.line}"
 
     def same_code(self, other: Operation) -> bool:
-        """Whether both come from one place in the source: loaded again, or run as `__main__` as well."""
-        return (self.filename, self.qualname) == (other.filename, other.qualname)
+        """Whether both come from one place in the source: loaded again, or run as `__main__` as well.
+
+        Lines move when a module is edited and loaded again, so they count for lambdas only.
+        """
+        lines = self.line == other.line or "<lambda>" not in self.qualname
+        return lines and (self.filename, self.qualname) == (other.filename, other.qualname)
 
 
 class Gate:
@@ -106,26 +110,28 @@ class Gate:
         verdict = self.check(name, subject)
         if verdict.allowed:
             return
-        enforced = self._home._gate_settings.enforce or any(
-            reason.code == "gate_fault" for reason in verdict.reasons
-        )
+        faulty = any(reason.code == "gate_fault" for reason in verdict.reasons)
+        enforced = faulty or self._home._gate_settings.enforce
+        since, elapsed = None, None
+        try:
+            elapsed = self._tell(verdict, enforced=enforced)
+            since = self._since(verdict)
+        except Exception as error:  # noqa: BLE001 - what cannot be told is blocked all the same
+            log.fault("gate_failed", error, operation=name)
+        if enforced:
+            raise OperationBlocked(name, verdict.reasons, subject, since, elapsed)
+
+    def _tell(self, verdict: Verdict, *, enforced: bool) -> Callable[[], float]:
+        """Tell the listeners; give a clock that starts now."""
         engine = self._home._engine
         at = engine.clock.monotonic()
         with engine.lock:
             engine.mail.append(Decision(verdict=verdict, enforced=enforced, at=at))
         engine.deliver()
-        if enforced:
-            clock = engine.clock
-            raise OperationBlocked(
-                name,
-                verdict.reasons,
-                subject,
-                self._since(verdict),
-                lambda: clock.monotonic() - at,
-            )
+        return lambda: engine.clock.monotonic() - at
 
     def _since(self, verdict: Verdict) -> datetime | None:
-        blamed = list(self._home._known((verdict.reasons[0].dependency,)))
+        blamed = self._home._known((verdict.reasons[0].dependency,))
         return blamed[0].since if blamed else None
 
     def _decide(self, name: str, subject: str | None) -> Verdict:
@@ -177,9 +183,12 @@ class Gate:
 
 
 def _wants_proof(facts: DependencyFacts) -> bool:
-    """Whether a probe could end what blocks: nothing known, a miss, a recovery that has not settled."""
-    closed = facts.breaker is BreakerState.CLOSED
-    return facts.declared and closed and (facts.state is not HealthState.HEALTHY or facts.unresolved_miss)
+    """Whether a probe could end what blocks: nothing known, a miss, an unsettled recovery, a due trial."""
+    if not facts.declared:
+        return False
+    if facts.breaker is not BreakerState.CLOSED:
+        return facts.retry_after == 0
+    return facts.state is not HealthState.HEALTHY or facts.unresolved_miss
 
 
 def make_operation(
@@ -219,8 +228,8 @@ def make_operation(
 
 
 def _names(what: str, names: Collection[str]) -> tuple[str, ...]:
-    if isinstance(names, str):
-        msg = f"{what} must be a list of dependency names, got the text {names!r}"
+    if isinstance(names, str) or not isinstance(cast("object", names), Collection):
+        msg = f"{what} must be a list of dependency names, got {names!r}"
         raise ConfigurationError(msg)
     for name in names:
         check_name(f"a name in {what}", name)
@@ -230,7 +239,11 @@ def _names(what: str, names: Collection[str]) -> tuple[str, ...]:
 def _check_subject(function: Any, name: str, subject: str) -> None:
     parameters = inspect.signature(function).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    if subject not in parameters and not takes_any:
+    starred = subject in parameters and parameters[subject].kind in {
+        inspect.Parameter.VAR_POSITIONAL,
+        inspect.Parameter.VAR_KEYWORD,
+    }
+    if starred or (subject not in parameters and not takes_any):
         msg = f"subject={subject!r} of {name!r} is no parameter of the function; it has {list(parameters)!r}"
         raise ConfigurationError(msg)
 
@@ -289,11 +302,19 @@ def _subject_reader(
     if subject is None:
         return lambda _, __: None
     parameters = inspect.signature(function).parameters
-    index = list(parameters).index(subject) if subject in parameters else len(parameters)
-    default = parameters[subject].default if subject in parameters else None
+    parameter = parameters.get(subject)
+    kind = inspect.Parameter.KEYWORD_ONLY if parameter is None else parameter.kind  # one of `**kwargs`
+    default = None if parameter is None else parameter.default
+    by_name = kind is not inspect.Parameter.POSITIONAL_ONLY
+    by_place = kind is not inspect.Parameter.KEYWORD_ONLY
+    index = list(parameters).index(subject) if by_place else -1
 
     def read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-        value = kwargs[subject] if subject in kwargs else args[index] if index < len(args) else default
+        value: Any = default
+        if by_name and subject in kwargs:
+            value = kwargs[subject]
+        elif by_place and index < len(args):
+            value = args[index]
         try:
             return None if value is None or value is inspect.Parameter.empty else str(value)
         except Exception as error:  # noqa: BLE001 - the caller's object; the gate decides without it

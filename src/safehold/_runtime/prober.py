@@ -314,7 +314,7 @@ def run_errand(dependency: Dependency) -> None:
     loop = asyncio._get_running_loop() if inspect.iscoroutinefunction(dependency._probe) else None
     if loop is not None:
         run_in_loop(run, _errands)
-        loop.call_later(wait, run.expire)
+        run.done = loop.call_later(wait, run.expire).cancel
         return
     timer = threading.Timer(wait, run.expire)
     timer.daemon = True

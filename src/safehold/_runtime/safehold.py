@@ -128,18 +128,19 @@ class Safehold:
         return handle
 
     def __iter__(self) -> Iterator[Dependency]:
-        """Give all handles, in the order in which they were first named."""
+        """Give all handles: the declared ones in the order of their declarations, then the others."""
         with self._engine.lock:
             handles = list(self._handles.values())
-        return iter(handles)
+        return iter(sorted(handles, key=lambda handle: handle._place))
 
     def __contains__(self, name: object) -> bool:
         """Whether this dependency was declared."""
         return isinstance(name, str) and name in self._handles and self._handles[name].declared
 
     def _required(self, names: Collection[str] | None) -> list[Dependency]:
-        """Give the dependencies that an operation requires."""
-        return [handle for handle in self if handle.critical] if names is None else [self[n] for n in names]
+        """Give the dependencies that an operation requires, in the order of their declarations."""
+        chosen = [handle for handle in self if handle.critical] if names is None else [self[n] for n in names]
+        return sorted(chosen, key=lambda handle: handle._place)
 
     def _known(self, names: Iterable[str]) -> list[Dependency]:
         return [self._handles[name] for name in dict.fromkeys(names) if name in self._handles]
@@ -213,8 +214,8 @@ class Safehold:
 
         engine = self._engine
         now, draw, offset = engine.clock.monotonic(), engine.rng.random(), engine.offset()
+        handles = list(self)
         with engine.lock:
-            handles = list(self._handles.values())
             for handle in handles:
                 handle._breaker.tick(now, draw=draw)
             reports = {handle.name: handle._report(now, offset) for handle in handles if handle.declared}

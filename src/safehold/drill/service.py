@@ -1,7 +1,8 @@
 """An ordinary session service with a reaper, and the three lines that protect it.
 
 It is written as such services are: with time-outs, a retry in the client, a log line for each failure,
-two looks before anything is removed, and two removals a round at most. None of that tells "gone" from "cannot see".
+two looks before anything is removed, and two removals a round at most. None of that tells "gone" from
+"cannot see".
 """
 
 from __future__ import annotations

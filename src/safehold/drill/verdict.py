@@ -23,16 +23,19 @@ def introduce(console: Console, drill: Drill) -> None:
     table.add_column()
     table.add_row("Redis", Text(drill.lab.redis.origin))
     table.add_row("API", Text(drill.lab.api.origin))
-    faults = f"{acts} faults" if acts else "no faults"
+    faults = (
+        f"{acts} faults in {drill.length:.0f} s, then the recovery" if acts else "no faults, nothing fails"
+    )
     table.add_row(
         "Script",
-        f"seed {drill.seed}, speed {drill.speed:g}: {faults} in {drill.length:.0f} s, then the recovery",
+        f"seed {drill.seed}, speed {drill.speed:g}: {faults}",
     )
     table.add_row(
         "Settings",
         f"settle {timing.settle_min:.3g} to {timing.settle_max:.3g} s (default 30 to 600), "
         f"cooldown {timing.cooldown_first:.3g} to {timing.cooldown_cap:.3g} s (1 to 60), "
-        f"implicit scope {timing.implicit_scope:.3g} s (60), start-up grace {timing.startup_grace:.3g} s (30), "
+        f"implicit scope {timing.implicit_scope:.3g} s (60), "
+        f"start-up grace {timing.startup_grace:.3g} s (30), "
         "trips after 3 failures (5): shorter, so that you need not wait",
     )
     console.print(Text("Safehold drill: one outage, two copies of one session service\n", style="bold"))
@@ -98,12 +101,15 @@ def _summary(marks: Marks, result: Result) -> Table:
         "ended sessions removed", *(f"{run.ended_removed} of {run.ended}" for run in (without, protected))
     )
     table.add_row("operations blocked", "0", str(protected.operations_blocked))
-    took = result.repair_to_recovered
-    table.add_row("repair to recovered", "", "never" if took is None else f"{took:.1f} s")
+    if (took := result.repair_to_recovered) is not None or not result.recovered:
+        table.add_row("repair to recovered", "", "never" if took is None else f"{took:.1f} s")
+    blamed = ", ".join(f"{code} {times}" for code, times in protected.blocked_by.items())
     whole = Table.grid()
     whole.add_row(Text(_sentence(marks, result), style=f"bold {_style(result)}"))
     whole.add_row("")
     whole.add_row(table)
+    if blamed:
+        whole.add_row(Text(f"\nBlocked by: {blamed}"))
     return whole
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Final
+from typing import Final, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -46,8 +47,7 @@ class PlainView(View):
         if drill.step.act == self._told:
             return
         self._told = drill.step.act
-        self._console.print(Text(f"{drill.now:6.1f} s  {heading(drill)}"))
-        self._console.file.flush()
+        self._console.print(Text(f"{drill.now:6.1f} s  {heading(drill)}"), soft_wrap=True)
 
 
 class LiveView(View):
@@ -59,7 +59,7 @@ class LiveView(View):
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._shown = 0.0
 
-    def __enter__(self) -> LiveView:
+    def __enter__(self) -> Self:
         self._live.__enter__()
         return self
 
@@ -95,20 +95,19 @@ class LiveView(View):
     def _progress(self) -> Text:
         drill = self._drill
         share = min(1.0, drill.now / drill.length) * RECOVERY_SHARE
-        return Text(
-            f" {self._marks.bar(share, 40)}  {drill.now:.0f} s of about {drill.length + drill.timing.settle_max:.0f} s\n"
-        )
+        about = drill.length + drill.timing.settle_max
+        return Text(f" {self._marks.bar(share, 40)}  {drill.now:.0f} s of about {about:.0f} s\n")
 
     def _unprotected(self, side: Side) -> Table:
         table = self._run(side)
-        table.add_row("blocked", Text("0 removals: nothing blocks them", style="bright_black"))
+        table.add_row("blocked", Text("nothing: there is no gate", style="bright_black"))
         table.add_row("redis", Text("? nobody keeps watch", style="bright_black"))
         table.add_row("api_socket", Text("? nobody keeps watch", style="bright_black"))
         return table
 
     def _protected(self, side: Side) -> Table:
         table = self._run(side)
-        table.add_row("blocked", f"{len(side.blocks)} removals")
+        table.add_row("blocked", f"{len(side.blocks)} operations")
         for report in self._drill.health.status().dependencies.values():
             table.add_row(report.name, self._dependency(report))
         return table
@@ -117,7 +116,7 @@ class LiveView(View):
         lost, buried, (listed, beating) = len(side.world.lost), len(side.world.buried), side.service.seen
         alive = len(LIVE) - lost
         table = Table.grid(padding=(0, 1))
-        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True, width=10)
         table.add_column(no_wrap=True, overflow="ellipsis")
         style = "bold red" if lost else "bold green"
         table.add_row(
@@ -134,34 +133,35 @@ class LiveView(View):
 
     def _countdown(self, report: DependencyReport) -> str:
         if report.breaker is BreakerState.OPEN:
-            return f", retry in {report.retry_after or 0:.1f} s"
+            return f", retry {report.retry_after or 0:.1f} s"
         if report.breaker is BreakerState.HALF_OPEN:
             return ", trial call"
         return ", settling" if report.state is HealthState.RECOVERING else ""
 
     def _events(self) -> list[Text]:
         """Give the newest events of both runs, the newest last."""
-        drill, marks = self._drill, self._marks
-        found: list[tuple[float, str, str]] = [
-            (loss.at, f"{marks.bad} without: live session {loss.session} LOST", "red")
-            for loss in drill.unprotected.world.lost[-EVENTS:]
-        ]
-        found += [
-            (loss.at, f"{marks.bad} with: live session {loss.session} LOST", "bold red")
-            for loss in drill.protected.world.lost
-        ]
-        for block in drill.protected.blocks[-EVENTS:]:
-            subject, first = block.verdict.subject, block.verdict.reasons[0]
-            found.append((block.at, f"{marks.held} with: reaping {subject} blocked, {first.text}", "yellow"))
-        for move in drill.protected.transitions[-EVENTS:]:
-            text = f"{marks.states[move.after]} with: {move.dependency} {move.before} {marks.arrow} {move.after}, {move.cause.text}"
-            found.append((move.at, text, STYLES[move.after]))
-        newest = sorted(found)[-EVENTS:]
+        newest = sorted([*self._losses(), *self._blocks(), *self._moves()])[-EVENTS:]
         lines = [
-            Text(f" {at - drill.zero:5.1f} s  {text}", style=style, overflow="ellipsis", no_wrap=True)
+            Text(f" {at - self._drill.zero:5.1f} s  {text}", style=style, overflow="ellipsis", no_wrap=True)
             for at, text, style in newest
         ]
         return lines + [Text("")] * (EVENTS - len(lines))
+
+    def _losses(self) -> Iterator[tuple[float, str, str]]:
+        for side, who in zip(self._drill.sides, ("without", "with   "), strict=True):
+            for loss in side.world.lost[-EVENTS:]:
+                yield loss.at, f"{self._marks.bad} {who}: live session {loss.session} LOST", "bold red"
+
+    def _blocks(self) -> Iterator[tuple[float, str, str]]:
+        for block in self._drill.protected.blocks[-EVENTS:]:
+            verdict = block.verdict
+            text = f"{self._marks.held} with   : {verdict.operation} of {verdict.subject} BLOCKED"
+            yield block.at, f"{text}, {verdict.reasons[0].text}", "yellow"
+
+    def _moves(self) -> Iterator[tuple[float, str, str]]:
+        for move in self._drill.protected.transitions[-EVENTS:]:
+            text = f"{self._marks.states[move.after]} with   : {move.dependency} is {move.after}"
+            yield move.at, f"{text}, {move.cause.text}", STYLES[move.after]
 
 
 def heading(drill: Drill) -> str:

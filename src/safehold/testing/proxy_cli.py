@@ -9,6 +9,7 @@ it in good order, leave no socket file behind, and make the exit status 130 or 1
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -67,7 +68,8 @@ def main(argv: list[str]) -> int:
         return 143
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # nobody reads the answers any more
+    except BrokenPipeError:
+        _forget_output()
         return 0
     except (OSError, ValueError) as error:
         sys.stderr.write(f"safehold fault-proxy: {error}\n")
@@ -119,9 +121,7 @@ def _converse(proxy: FaultProxy) -> None:
         _say(respond(proxy, line))
     if not sys.stdin.isatty():
         forever = threading.Event()
-        while not forever.wait(
-            1.0
-        ):  # not for ever at once: a signal that comes just before would be overslept
+        while not forever.wait(1.0):  # not without a limit: a signal that comes just before would be missed
             pass
 
 
@@ -176,6 +176,13 @@ def _status(proxy: FaultProxy) -> str:
 def _say(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
+
+
+def _forget_output() -> None:
+    """Nobody reads the answers any more: let the interpreter flush the last one to nowhere, in silence."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 @contextmanager

@@ -61,6 +61,7 @@ __all__ = [
     "ApiServer",
     "ErrorReply",
     "Found",
+    "Handler",
     "RedisServer",
     "ServerNotReady",
     "ServerUnavailable",

@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
 LIMIT: Final = 262_144  # bytes held in one direction of one link
 _TURNS: Final = 16  # steps of one link before the others, and the control calls, have theirs
-_REDIAL: Final = (
-    0.005  # seconds; a unix socket with a full backlog says EAGAIN and never tells when there is room
-)
+# Seconds. A unix socket whose backlog is full says EAGAIN, and never tells when there is room.
+_REDIAL: Final = 0.005
 
 How = Literal["close", "reset"]
 
@@ -184,7 +183,6 @@ class Pump:
             self.passed += size
         if cut:
             self._left -= size
-            self._obey()
         return size > 0
 
     def _take(self, size: int, kind: EntryKind) -> None:
@@ -242,11 +240,12 @@ class Link:
         self._down.arm()
 
     def end(self, how: How, why: str) -> None:
-        """End the connection: upstream in good order, the client as ``how`` says."""
+        """End the connection: the client as ``how`` says, upstream well unless one side has reset it."""
         if self.over:
             return
         if self._server is not None:
-            self._server.close()
+            if why != "aborted" or not self._server.reset():
+                self._server.close()
             self._server = None
         if how == "close":
             self._client.close()

@@ -89,13 +89,15 @@ class Reactor:
         previous = board.faults
         board.put(faults)
         self._wiring.journal.add("control", note=" + ".join(map(str, faults)) or "clear")
-        if board.refusal is None:
-            self._listen()
-        else:
-            self._refuse(board.refusal)
-        for link in self._links.values():
-            link.change()
-        self._turn_links(self._links)
+        try:
+            if board.refusal is None:
+                self._listen()
+            else:
+                self._refuse(board.refusal)
+        finally:  # the barrier holds, too, if the address cannot be had again
+            for link in self._links.values():
+                link.change()
+            self._turn_links(self._links)
         return previous
 
     def disconnect(self, how: How) -> None:
