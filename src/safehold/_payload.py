@@ -72,6 +72,7 @@ class Refusal(BaseModel):
     reason: str = Field(max_length=100)
     retry_after: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     since: datetime | None = None
+    cause: str = Field(default="", max_length=2000)
     detail: str = Field(default="", max_length=2000)
     outcome: str = Field(default="not_executed", max_length=100)
     operation: str | None = Field(default=None, max_length=200)

@@ -17,6 +17,7 @@ Every one of them can be pickled and copied, and turned into a payload (`to_payl
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
@@ -168,6 +169,7 @@ class Refused(SafeholdError):
             reason=self.reason,
             retry_after=self.retry_after,
             since=self.since,
+            cause=self.cause[:2000],
             detail=str(self)[:2000],
         )
 
@@ -186,7 +188,7 @@ class Refused(SafeholdError):
 
     @classmethod
     def _from_refusal(cls, told: Refusal) -> Self:
-        return cls(told.dependency, told.state, told.retry_after, told.reason, told.since)
+        return cls(told.dependency, told.state, told.retry_after, told.reason, told.since, told.cause)
 
     def __reduce__(self) -> tuple[Any, ...]:
         arguments = (self.dependency, self.state, self.retry_after, self.reason, self.since, self.cause)
@@ -229,6 +231,7 @@ class OperationBlocked(Refused):
         super().__init__(
             _Told(first.dependency, first.state, longest, first.code, since, first.text, elapsed)
         )
+        self._elapsed = elapsed
         self.operation = operation
         self.reasons = reasons
         self.subject = subject
@@ -244,7 +247,7 @@ class OperationBlocked(Refused):
         """Give what travels: a frozen pydantic model, with `retry_after` as of now."""
         from ._payload import ReasonPayload  # noqa: PLC0415 - pydantic's models load when they are used
 
-        reasons = tuple(ReasonPayload.of(reason) for reason in self.reasons[:100])
+        reasons = tuple(ReasonPayload.of(reason) for reason in self._reasons_now()[:100])
         subject = None if self.subject is None else self.subject[:500]
         told = {"operation": self.operation, "subject": subject, "reasons": reasons}
         return super().to_payload().model_copy(update=told)
@@ -263,10 +266,19 @@ class OperationBlocked(Refused):
         return cls(told.operation or "", reasons, told.subject, told.since)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        told = ("_notice", "operation", "reasons", "subject")
+        told = ("_notice", "_elapsed", "operation", "reasons", "subject")
         extra = {k: v for k, v in self.__dict__.items() if k not in told}
-        # `retry_after` travels inside the reasons; what has passed since then is forgotten
-        return (type(self), (self.operation, self.reasons, self.subject, self.since), extra or None)
+        return (type(self), (self.operation, self._reasons_now(), self.subject, self.since), extra or None)
+
+    def _reasons_now(self) -> tuple[Reason, ...]:
+        """Give the reasons with `retry_after` as of now, to be taken elsewhere."""
+        passed = 0.0 if self._elapsed is None else self._elapsed()
+        return tuple(
+            reason
+            if reason.retry_after is None
+            else replace(reason, retry_after=max(0.0, reason.retry_after - passed))
+            for reason in self.reasons
+        )
 
 
 def __getattr__(name: str) -> Any:

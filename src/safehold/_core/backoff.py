@@ -7,7 +7,6 @@ long the outage lasts; capping last would let every member wait exactly `cap` an
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from .configuration import check_number
@@ -41,8 +40,8 @@ class Backoff:
         return self.envelope(n) * (1.0 - self.jitter * draw)
 
     def envelope(self, n: int) -> float:
-        """Give the n-th cooldown before jitter. Compares logarithms, so that no n overflows."""
-        steps = n - 1
-        if self.factor > 1 and steps * math.log(self.factor) >= math.log(self.cap / self.first):
-            return self.cap
-        return float(min(self.first * self.factor**steps, self.cap))
+        """Give the n-th cooldown before jitter; growth beyond all numbers is the cap."""
+        try:
+            return min(self.first * float(self.factor) ** (n - 1), float(self.cap))
+        except OverflowError:
+            return float(self.cap)

@@ -235,9 +235,9 @@ class Breaker:
     def retry_after(self, now: float) -> float | None:
         """Give the seconds until a trial may happen, as of `now`; `None` when only a person can end it.
 
-        Once a trial is due: until the prober's head start is over. While one is in flight: until its
-        lease ends, or until the next multiple of the first cooldown since it began, whichever is sooner
-        (a look worth taking; never zero, so that nobody spins on it).
+        While a trial is in flight: until its lease ends, or until the next multiple of the first
+        cooldown since it began, whichever is sooner (a look worth taking; never zero, so that nobody
+        spins on it).
         """
         generation = self.era.generation
         if generation.held:
@@ -247,9 +247,7 @@ class Breaker:
         if (trial := generation.trial) is not None and now < trial.deadline:
             first = self._settings.cooldown.first
             return min(trial.deadline - now, first - (now - trial.began) % first)
-        if now < generation.due:
-            return generation.due - now
-        return max(0.0, generation.due + self.head_start - now)
+        return max(0.0, generation.due - now)
 
     # --- calls -----------------------------------------------------------------------------------
 

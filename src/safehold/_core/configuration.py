@@ -43,7 +43,7 @@ def check_number(
     ok = (
         isinstance(value, int | float)
         and not isinstance(value, bool)
-        and math.isfinite(value)
+        and _is_finite(value)
         and (above is None or value > above)
         and (least is None or value >= least)
         and (most is None or value <= most)
@@ -51,6 +51,13 @@ def check_number(
     if not ok:
         msg = f"{name} must be a finite number{' ' + wanted if wanted else ''}, got {value!r}"
         raise ConfigurationError(msg)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int too large for a float
+        return False
 
 
 def check_count(name: str, value: object, *, least: int = 1) -> None:

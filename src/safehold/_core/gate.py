@@ -186,7 +186,8 @@ def _healths(situation: Situation) -> Iterator[Reason]:
     for facts in situation.requires:
         if not facts.declared or facts.state is HealthState.HEALTHY:
             continue
-        if facts.state is HealthState.DEGRADED and facts.unresolved_miss:
+        closed = facts.breaker is BreakerState.CLOSED
+        if closed and facts.state is HealthState.DEGRADED and facts.unresolved_miss:
             continue  # told as the miss that it is
         yield Reason(
             code=f"dependency_{facts.state}",

@@ -64,13 +64,13 @@ class Dependency:
         self._place = math.inf  # among the declarations
         self._timed = False
         self._classify: Classifier | None = None
-        self._declaration: Declaration | None = None  # written under engine.lock
+        self._declaration: Declaration | None = None  # written in steps
         self._breaker = Breaker(
             name, _UNDECLARED, engine.clock.monotonic(), engine.mail
-        )  # steps under engine.lock
-        self._schedule: ProbeSchedule | None = None  # guarded by engine.lock
-        self._probe: Probe | None = None  # written under engine.lock
-        self._hanging = 0  # probe threads under way  # guarded by engine.lock
+        )  # moved in steps of the engine, read anywhere
+        self._schedule: ProbeSchedule | None = None  # moved in steps
+        self._probe: Probe | None = None  # written in steps
+        self._hanging: set[object] = set()  # probes that run on a thread
         self._cooldown_asked: object = None
 
     # --- what it is, and how it is ----------------------------------------------------------------
@@ -177,8 +177,7 @@ class Dependency:
             msg = f"cannot {verb} {self.name}: it is {'disabled' if self.declared else 'not declared'}"
             raise ConfigurationError(msg)
         now, draw = self._now(), self._draw()
-        with self._engine.lock:
-            step(now, draw=draw, cause=Cause(code=verb, text=reason))
+        self._engine.run(lambda: step(now, draw=draw, cause=Cause(code=verb, text=reason)))
         self._settled()
 
     # --- declaring --------------------------------------------------------------------------------
@@ -190,7 +189,8 @@ class Dependency:
             check_probe(declaration.probe)
         settings = declaration.policy.to_settings(self._gate)
         now, draw = self._now(), self._draw()
-        with self._engine.lock:
+
+        def fill() -> None:
             if self._declaration is not None:
                 self._compare(self._declaration, declaration)
                 return
@@ -203,6 +203,8 @@ class Dependency:
             probe = declaration.probe or self._probe
             if probe is not None:
                 self._install(probe, now, draw)
+
+        self._engine.run(fill)
         self._settled()
 
     def _compare(self, old: Declaration, new: Declaration) -> None:
@@ -214,10 +216,13 @@ class Dependency:
     def provide(self, *, probe: Probe | None = None, classify: Classifier | None = None) -> None:
         """Give it what a call site knows; what its declaration says goes first."""
         now, draw = self._now(), self._draw()
-        with self._engine.lock:
+
+        def fill() -> None:
             self._classify = self._classify or classify
             if probe is not None and self._probe is None:
                 self._install(probe, now, draw)
+
+        self._engine.run(fill)
         self._settled()
 
     def _install(self, probe: Any, now: float, draw: float) -> None:
@@ -237,9 +242,12 @@ class Dependency:
 
     def _look(self, read: Callable[[float], R]) -> R:
         now, draw = self._now(), self._draw()
-        with self._engine.lock:
+
+        def look() -> R:
             self._breaker.tick(now, draw=draw)
-            answer = read(now)
+            return read(now)
+
+        answer = self._engine.run(look, interrupted=lambda: read(now))
         self._settled()
         return answer
 
@@ -257,6 +265,8 @@ class Dependency:
         asked, self._cooldown_asked = self._cooldown_asked, generation
         if wait is None or asked is generation or generation.state is not BreakerState.OPEN:
             return
+        if generation.held or generation.due <= generation.began:  # released, or begun again: due at once
+            return
         state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]  # no retry runs
         state.attempt_number = max(1, self._breaker.level)
         try:
@@ -269,8 +279,7 @@ class Dependency:
         except Exception as error:  # noqa: BLE001 - the default cooldown stands
             log.fault("cooldown_failed", error, dependency=self.name)
             return
-        with self._engine.lock:
-            self._breaker.set_cooldown(generation, cooldown)
+        self._engine.run(lambda: self._breaker.set_cooldown(generation, cooldown))
         self._engine.wake()
 
     def _reborn(self) -> None:
@@ -280,6 +289,17 @@ class Dependency:
         self._breaker.head_start = 0.0
         if self._probe is not None:
             self._install(self._probe, now, self._draw())
+
+    def _claim(self, now: float) -> float | None:
+        """Take the flight of a probe that is due, and give its time-out. A step, under the lock."""
+        schedule = self._schedule
+        return schedule.settings.timeout if schedule is not None and schedule.claim(now) else None
+
+    def _flight_over(self) -> None:
+        """Give the flight of a probe back, and plan the next one."""
+        now, draw, schedule = self._now(), self._draw(), self._schedule
+        if schedule is not None:
+            self._engine.run(lambda: schedule.done(now, draw=draw))
 
     def _order(self) -> bool:
         """Ask for a probe as soon as it may be; say whether that is news. The caller holds the lock."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from .._core.breaker import Transition
 from .._core.gate import Verdict
@@ -27,6 +28,8 @@ class Decision:
     wall: float = 0.0
 
 
+R = TypeVar("R")
+
 Event = Transition | Decision
 Listener = Callable[[Event], object]
 
@@ -42,12 +45,46 @@ class Engine:
     def __init__(self, clock: Clock, rng: random.Random) -> None:
         self.clock = clock
         self.rng = rng
-        self.lock = threading.Lock()
-        self.mail: deque[Event] = deque()  # appended to under `lock`
         self.wake: Callable[[], None] = _nobody  # tells the prober to look again
         self.probing = False  # whether a prober runs
+        self.repeats: dict[tuple[str, str], tuple[float, int]] = {}  # what the log has told lately
+        self.mail: deque[Event] = deque()  # all breakers append to this one, in their steps
+        self._subscriptions: tuple[Subscription, ...] = ()  # replaced whole
+        self.reborn()
+
+    def reborn(self) -> None:
+        """Begin, also in a forked child: no lock is held, no thread alive, the parent's news is not ours."""
+        self.mail.clear()
+        self.wake, self.probing = _nobody, False
+        self._lock = threading.RLock()
+        self._stepping = False  # guarded by _lock
+        self._waiting: deque[Callable[[], object]] = deque()  # guarded by _lock
         self._telling = threading.Lock()
-        self._subscriptions: tuple[Subscription, ...] = ()  # replaced whole, under `lock`
+        for subscription in self._subscriptions:
+            subscription.reborn()
+
+    def run(self, step: Callable[[], R], interrupted: Callable[[], R] | None = None) -> R:
+        """Take a step of the core under the lock, and give what it gives.
+
+        A signal handler or a finaliser may interrupt a thread in the middle of a step and call in here
+        again. What it wants then gives `interrupted()`, or else waits until the present step is done.
+        """
+        with self._lock:
+            if self._stepping:  # by this very thread: it holds the lock
+                if interrupted is not None:
+                    return interrupted()
+                self._waiting.append(step)
+                return cast("R", None)
+            self._stepping = True
+            try:
+                answer = step()
+                while self._waiting:
+                    self._waiting.popleft()()
+            finally:
+                self._stepping = False
+            if self._waiting:  # it came between the last look and the flag
+                self.run(_nobody)
+            return answer
 
     def offset(self) -> float:
         """Give wall time less monotonic time, now. Read it before the lock: the clock may be anybody's."""
@@ -65,35 +102,30 @@ class Engine:
     def _tell_all(self) -> None:
         while self.mail:
             event = replace(self.mail.popleft(), wall=self.clock.wall())
-            log.event(event)
+            log.event(event, self.repeats)
             for subscription in self._subscriptions:
                 subscription.take(event)
 
     def subscribe(self, listener: Listener, *, threaded: bool) -> Subscription:
         """Add a listener."""
         subscription = Subscription(self, listener, threaded=threaded)
-        with self.lock:
+        with self._lock:
             self._subscriptions = (*self._subscriptions, subscription)
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Remove a listener; it may still be told of an event that is being delivered."""
-        with self.lock:
+        with self._lock:
             self._subscriptions = tuple(s for s in self._subscriptions if s is not subscription)
 
     def flush(self, timeout: float | None) -> bool:
-        """Wait until the threaded listeners have been told all there is."""
-        told = [subscription.flush(timeout) for subscription in self._subscriptions]
+        """Wait until the threaded listeners were told all there is, `timeout` seconds at most in all."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        told = [
+            subscription.flush(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            for subscription in self._subscriptions
+        ]
         return all(told)
-
-    def reborn(self) -> None:
-        """Begin again in a forked child: no lock is held, no thread alive, the parent's news is not ours."""
-        self.lock = threading.Lock()
-        self._telling = threading.Lock()
-        self.mail.clear()
-        self.wake, self.probing = _nobody, False
-        for subscription in self._subscriptions:
-            subscription.reborn()
 
 
 def _nobody() -> None:
@@ -112,6 +144,7 @@ class Subscription:
         self._engine = engine
         self._listener = listener
         self._threaded = threaded
+        self._closed = False
         self.reborn()
 
     def reborn(self) -> None:
@@ -119,7 +152,7 @@ class Subscription:
 
         self._queue: SimpleQueue[Event | threading.Event | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
+        self._starting = threading.RLock()
 
     def take(self, event: Event) -> None:
         if self._threaded:
@@ -130,8 +163,12 @@ class Subscription:
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until all events so far were told, `timeout` seconds at most; say whether they were."""
-        if self._thread is None or self._thread is threading.current_thread():
+        thread = self._thread
+        if thread is None or thread is threading.current_thread():
             return True
+        if self._closed:
+            thread.join(timeout)
+            return not thread.is_alive()
         done = threading.Event()
         self._queue.put(done)
         return done.wait(timeout)
@@ -139,6 +176,7 @@ class Subscription:
     def close(self) -> None:
         """Tell no more; a thread of its own ends after what is queued."""
         self._engine.unsubscribe(self)
+        self._closed = True
         self._queue.put(None)
 
     def __enter__(self) -> Self:

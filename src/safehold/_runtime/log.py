@@ -30,16 +30,16 @@ _SEVERITY = {
     HealthState.RECOVERING: "warning",
 }
 _QUIET = 60.0  # seconds for which a repeated block is counted instead of told
-_repeats: dict[tuple[str, str], tuple[float, int]] = {}
+_MOST_REPEATS = 1000  # operations and reasons that are remembered
 
 
-def event(event: Event) -> None:
+def event(event: Event, repeats: dict[tuple[str, str], tuple[float, int]]) -> None:
     """Write an event's line. Never raises: a log sink that fails harms nobody."""
     try:
         if isinstance(event, Transition):
             _transition(event)
         else:
-            _decision(event)
+            _decision(event, repeats)
     except Exception:  # noqa: BLE001, S110 - there is nowhere left to report to
         pass
 
@@ -72,16 +72,18 @@ def _transition(event: Transition) -> None:
     )
 
 
-def _decision(event: Decision) -> None:
+def _decision(event: Decision, repeats: dict[tuple[str, str], tuple[float, int]]) -> None:
     """Write a block once a minute for each operation and reason, with the number left untold."""
     verdict = event.verdict
     first = verdict.reasons[0]
     key = (verdict.operation, first.code)
-    last, untold = _repeats.get(key, (-_QUIET, 0))
+    last, untold = repeats.get(key, (event.at - _QUIET, 0))
     if 0 <= event.at - last < _QUIET:
-        _repeats[key] = (last, untold + 1)
+        repeats[key] = (last, untold + 1)
         return
-    _repeats[key] = (event.at, 0)
+    if len(repeats) >= _MOST_REPEATS:
+        repeats.clear()
+    repeats[key] = (event.at, 0)
     did = "was not executed" if event.enforced else "would have been blocked (observing)"
     wait = verdict.retry_after
     then = "a person has to end this" if wait is None else f"retry in {wait:.3g} s"

@@ -12,10 +12,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, cast
 
 from .._core.configuration import ConfigurationError, check_name
-from .._core.gate import DependencyFacts, Situation, Trigger, Verdict, blocked_by, decide
+from .._core.gate import DependencyFacts, Reason, Situation, Trigger, Verdict, blocked_by, decide
 from .._core.health import BreakerState, HealthState
 from ..errors import OperationBlocked
 from . import log
@@ -125,8 +125,7 @@ class Gate:
         """Tell the listeners; give a clock that starts now."""
         engine = self._home._engine
         at = engine.clock.monotonic()
-        with engine.lock:
-            engine.mail.append(Decision(verdict=verdict, enforced=enforced, at=at))
+        engine.mail.append(Decision(verdict=verdict, enforced=enforced, at=at))
         engine.deliver()
         return lambda: engine.clock.monotonic() - at
 
@@ -146,7 +145,8 @@ class Gate:
         required = self._home._required(operation.requires)
         known = {d.name: d for d in self._home._known(named_there)}
         now, draw, offset = engine.clock.monotonic(), engine.rng.random(), engine.offset()
-        with engine.lock:  # one instant for all
+
+        def judge() -> tuple[tuple[Reason, ...], tuple[Reason, ...], list[Dependency]]:
             for dependency in (*required, *known.values()):
                 dependency._breaker.tick(now, draw=draw)
             facts = tuple(dependency._facts(now, offset) for dependency in required)
@@ -166,7 +166,10 @@ class Gate:
                 ),
                 settings,
             )
-            ordered = [d for d, f in zip(required, facts, strict=True) if _wants_proof(f) and d._order()]
+            wanting = [d for d, f in zip(required, facts, strict=True) if _wants_proof(f) and d._order()]
+            return reasons, remarks, wanting
+
+        reasons, remarks, ordered = engine.run(judge, interrupted=_in_between)  # one instant for all
         if engine.mail:
             engine.deliver()
         for dependency in ordered:
@@ -180,6 +183,12 @@ class Gate:
             self._home._engine.wake()
         else:
             run_errand(dependency)
+
+
+def _in_between() -> NoReturn:
+    """Refuse to tell anything: a signal handler or finaliser asks in the middle of a step."""
+    msg = "asked in the middle of a step"
+    raise RuntimeError(msg)
 
 
 def _wants_proof(facts: DependencyFacts) -> bool:

@@ -116,8 +116,8 @@ class Permit:
         elif judge(error, self._classify or dependency._classify).outcome is Outcome.FAILURE:
             self._attempt = error
             now, draw, cause = dependency._now(), dependency._draw(), cause_of(error)
-            with dependency._engine.lock:
-                dependency._breaker.attempt_failed(taken, now, draw=draw, cause=cause)
+            breaker = dependency._breaker
+            dependency._engine.run(lambda: breaker.attempt_failed(taken, now, draw=draw, cause=cause))
             dependency._settled()
         return not dependency._breaker.era.generation.refuses
 
@@ -131,10 +131,15 @@ class Permit:
         error = refused(dependency, generation, probe=self._probe, kind=self._error)
         if error is not None:
             raise error
-        now, draw = dependency._now(), dependency._draw()
-        with dependency._engine.lock:
-            taken = dependency._breaker.admit(now, draw=draw, probe=self._probe)
-            generation = dependency._breaker.era.generation
+        now, draw, breaker = dependency._now(), dependency._draw(), dependency._breaker
+
+        def ask() -> tuple[Trial | Era | None, Generation]:
+            return breaker.admit(now, draw=draw, probe=self._probe), breaker.era.generation
+
+        def as_it_stands() -> tuple[Trial | Era | None, Generation]:
+            return None if generation.refuses else breaker.era, generation
+
+        taken, generation = dependency._engine.run(ask, interrupted=as_it_stands)
         dependency._settled()
         if taken is None:
             raise _refusal(dependency, generation, self._error)
@@ -205,8 +210,8 @@ class Permit:
         now, draw = dependency._now(), dependency._draw()
         limit = dependency._breaker.settings.slow_after
         slow = self._began is not None and limit is not None and now - self._began >= limit
-        with dependency._engine.lock:
-            dependency._breaker.settle(taken, outcome, now, draw=draw, cause=cause, slow=slow, missed=missed)
+        settle = partial(dependency._breaker.settle, taken, outcome, now)
+        dependency._engine.run(partial(settle, draw=draw, cause=cause, slow=slow, missed=missed))
         dependency._settled()
 
 
@@ -277,4 +282,8 @@ class BreakerNotice:
         return at_wall(self._since, self._dependency._engine.offset())
 
     def retry_after(self) -> float | None:
-        return self._dependency._breaker.retry_after(self._dependency._now())
+        breaker, now = self._dependency._breaker, self._dependency._now()
+        wait = breaker.retry_after(now)
+        if wait == 0 and breaker.head_start:  # a trial is due, and left to the prober for a moment
+            wait = min(breaker.head_start, max(0.0, breaker.era.generation.due + breaker.head_start - now))
+        return wait

@@ -24,6 +24,10 @@ class _Policy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, defer_build=True)
 
     def __init__(self, **settings: Any) -> None:
+        for name, value in settings.items():
+            if isinstance(value, bool):  # no setting is one; it would pass for 0 or 1
+                msg = f"{type(self).__name__}: {name} must not be a bool, got {value!r}"
+                raise ConfigurationError(msg)
         try:
             super().__init__(**settings)
         except ValidationError as error:

@@ -14,8 +14,9 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from contextvars import Context
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import DependencyUnhealthy
@@ -47,24 +48,25 @@ class ProbeRun:
         self.task: asyncio.Task[None] | None = None
         self.done: Callable[[], object] | None = None
         self._permit = permit
-        self._lock = threading.Lock()
-        self._finished = False
+        self._unfinished = [self]  # whoever takes it out, ends the run
+
+    @property
+    def finished(self) -> bool:
+        """Whether its end was reported."""
+        return not self._unfinished
 
     def finish(self, error: BaseException | None) -> None:
         """Report the end to the breaker and plan the next probe."""
-        with self._lock:
-            if self._finished:
-                return
-            self._finished = True
+        try:
+            self._unfinished.pop()
+        except IndexError:
+            return
         dependency = self.dependency
         if error is None:
             self._permit.succeed()
         else:
             self._permit.fail(error)
-        now, draw = dependency._now(), dependency._draw()
-        with dependency._engine.lock:
-            if dependency._schedule is not None:
-                dependency._schedule.done(now, draw=draw)
+        dependency._flight_over()
         if self.done is not None:
             self.done()
         dependency._engine.wake()
@@ -83,18 +85,15 @@ class ProbeRun:
 
 def claim(dependency: Dependency) -> ProbeRun | None:
     """Take the flight of a probe that is due; `None` when none is, or one is under way."""
-    now, draw = dependency._now(), dependency._draw()
-    with dependency._engine.lock:
-        schedule = dependency._schedule
-        if schedule is None or not schedule.claim(now):
-            return None
-        timeout = schedule.settings.timeout
+    now = dependency._now()
+    timeout = dependency._engine.run(lambda: dependency._claim(now), interrupted=lambda: None)
+    if timeout is None:
+        return None
     permit = Permit(dependency, probe=True, stepwise=True, classify=_every_error)
     try:
         permit.__enter__()
     except DependencyUnhealthy:  # somebody else's trial is out
-        with dependency._engine.lock:
-            schedule.done(now, draw=draw)
+        dependency._flight_over()
         return None
     return ProbeRun(dependency, permit, now + timeout)
 
@@ -126,21 +125,18 @@ def run_on_thread(run: ProbeRun) -> None:
             error = raised
             if not isinstance(raised, Exception):
                 log.fault("probe_interrupted", raised, dependency=dependency.name)
-        with dependency._engine.lock:
-            dependency._hanging -= 1
+        hanging.discard(run)
         run.finish(error)
 
-    with dependency._engine.lock:
-        dependency._hanging += 1
-        crowded = dependency._hanging > MOST_HANGING
+    hanging = dependency._hanging
+    hanging.add(run)
     try:
-        if crowded:
+        if len(hanging) > MOST_HANGING:
             msg = f"{MOST_HANGING} earlier probes still hang"
             raise ProbeFailedError(msg)
         threading.Thread(target=work, name=f"safehold-probe-{dependency.name}", daemon=True).start()
     except (ProbeFailedError, RuntimeError) as error:  # RuntimeError: no more threads to be had
-        with dependency._engine.lock:
-            dependency._hanging -= 1
+        hanging.discard(run)
         run.finish(error)
 
 
@@ -160,7 +156,7 @@ class Prober:
         """Launch and give up what is due; give the seconds to the next round, `None` if nothing waits."""
         now = self._engine.clock.monotonic()
         for run in list(self._runs):
-            if run._finished:
+            if run.finished:
                 self._runs.discard(run)
             elif now >= run.deadline:
                 self._runs.discard(run)
@@ -172,8 +168,8 @@ class Prober:
                 self._runs.add(claimed)
                 waits.append(claimed.deadline)
                 self._launch(claimed)
-            with self._engine.lock:
-                due = None if dependency._schedule is None else dependency._schedule.due()
+            schedule = dependency._schedule
+            due = None if schedule is None else schedule.due()
             if due is not None:
                 waits.append(due)
         return None if not waits else max(0.0, min(waits) - self._engine.clock.monotonic())
@@ -192,7 +188,7 @@ class ThreadProber(Prober):
 
     def __init__(self, engine: Engine, dependencies: Callable[[], Iterable[Dependency]]) -> None:
         super().__init__(engine, dependencies)
-        self._woken = threading.Event()
+        self._woken: SimpleQueue[None] = SimpleQueue()  # signal handlers and finalisers may put to it
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="safehold-prober", daemon=True)
 
@@ -204,7 +200,7 @@ class ThreadProber(Prober):
         return self._thread.is_alive() and not self._stopping
 
     def wake(self) -> None:
-        self._woken.set()
+        self._woken.put(None)
 
     def stop(self, timeout: float = 5.0) -> None:
         """End it, waiting `timeout` seconds at most; probes under way are given up."""
@@ -215,13 +211,15 @@ class ThreadProber(Prober):
 
     def _run(self) -> None:
         while not self._stopping:
-            self._woken.clear()
             try:
                 wait = self.round()
             except Exception as error:  # noqa: BLE001 - one bad round must not end the probing
                 log.fault("prober_failed", error)
                 wait = 1.0
-            self._woken.wait(wait if wait is None else min(wait, threading.TIMEOUT_MAX))
+            with suppress(Empty):
+                self._woken.get(timeout=wait if wait is None else min(wait, threading.TIMEOUT_MAX))
+                while True:  # one round answers all who woke it meanwhile
+                    self._woken.get_nowait()
         self._give_up_all()
 
 

@@ -14,7 +14,7 @@ from .._core.configuration import ConfigurationError, check_name
 from .._core.gate import GateSettings, Verdict
 from .._core.health import HealthState, overall
 from . import scope as scopes
-from .classify import Classify
+from .classify import Classify, make_classifier
 from .clock import Clock, SystemClock
 from .dependency import Declaration, Dependency, Probe, check_probe
 from .engine import Engine, Listener, Subscription
@@ -25,7 +25,7 @@ from .scope import Scope
 
 if TYPE_CHECKING:
     from .policies import BreakerPolicy, GatePolicy, ProbePolicy
-    from .report import HealthReport
+    from .report import DependencyReport, HealthReport
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -65,7 +65,7 @@ class Safehold:
 
             self._gate_settings = check_policy("gate", gate, GatePolicy).to_settings()
         self._engine = Engine(clock or SystemClock(), rng or _dice)
-        self._handles: dict[str, Dependency] = {}  # added to under engine.lock
+        self._handles: dict[str, Dependency] = {}  # only ever added to, in single atomic steps
         self._gate = Gate(self)
         self._prober: ThreadProber | LoopProber | None = None
         self._revive = False  # a thread prober ran in the parent of this forked child
@@ -106,6 +106,7 @@ class Safehold:
             raise ConfigurationError(msg)
         if probe is not None:
             check_probe(probe)
+        make_classifier(classify)
         declaration = Declaration(
             critical,
             check_policy("policy", policy, BreakerPolicy),
@@ -123,14 +124,12 @@ class Safehold:
         handle = self._handles.get(name) if isinstance(name, str) else None
         if handle is None:
             made = Dependency(name, self._engine, self._gate_settings)
-            with self._engine.lock:
-                handle = self._handles.setdefault(name, made)
+            handle = self._handles.setdefault(name, made)
         return handle
 
     def __iter__(self) -> Iterator[Dependency]:
         """Give all handles: the declared ones in the order of their declarations, then the others."""
-        with self._engine.lock:
-            handles = list(self._handles.values())
+        handles = list(self._handles.values())
         return iter(sorted(handles, key=lambda handle: handle._place))
 
     def __contains__(self, name: object) -> bool:
@@ -215,11 +214,16 @@ class Safehold:
         engine = self._engine
         now, draw, offset = engine.clock.monotonic(), engine.rng.random(), engine.offset()
         handles = list(self)
-        with engine.lock:
+
+        def read() -> dict[str, DependencyReport]:
+            return {handle.name: handle._report(now, offset) for handle in handles if handle.declared}
+
+        def look() -> dict[str, DependencyReport]:
             for handle in handles:
                 handle._breaker.tick(now, draw=draw)
-            reports = {handle.name: handle._report(now, offset) for handle in handles if handle.declared}
-            undeclared = tuple(handle.name for handle in handles if not handle.declared)
+            return read()
+
+        reports = engine.run(look, interrupted=read)
         if engine.mail:
             engine.deliver()
         waits = [r.retry_after for r in reports.values() if r.state is not HealthState.HEALTHY]
@@ -229,7 +233,7 @@ class Safehold:
             overall=overall((report.critical, report.state) for report in reports.values()),
             retry_after=None if None in waits else max((w for w in waits if w is not None), default=0.0),
             dependencies=reports,
-            undeclared=undeclared,
+            undeclared=tuple(handle.name for handle in handles if not handle.declared),
             probing=self._prober is not None and self._prober.alive,
         )
 
@@ -273,11 +277,14 @@ class Safehold:
 
     def _probing(self, prober: ThreadProber | LoopProber | None) -> None:
         engine = self._engine
-        with engine.lock:
+
+        def head_starts() -> None:
             engine.probing = prober is not None
-            for handle in self._handles.values():
+            for handle in self:
                 probed = handle._schedule is not None
                 handle._breaker.head_start = PROBE_HEAD_START if probed and engine.probing else 0.0
+
+        engine.run(head_starts)
         engine.wake = _nobody if prober is None else prober.wake
 
     def _reborn(self) -> None:

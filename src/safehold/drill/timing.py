@@ -14,21 +14,22 @@ FASTEST: Final = 4.0
 class Timing:
     """The services' own habits, and the settings of Safehold, which are shorter than the defaults.
 
-    Two relations make the protected run sound. `settle_min` is longer than the heartbeats need to come
-    back after a repair (a `beat` and two time-outs). `implicit_scope` is longer than a round with all its
-    time-outs, because the three lines open no scope.
+    Three relations make the protected run sound. `settle_min` and `implicit_scope` are longer than the
+    heartbeats need to come back after a repair: a `beat`, and the time-outs of one that failed.
+    `implicit_scope` is longer than a round with all its time-outs, because the three lines open no scope.
+    `heartbeat_ttl` is longer than two beats, so that a single one may get lost.
     """
 
-    beat: float = 0.4
-    heartbeat_ttl: float = 2.0
+    beat: float = 2.0
+    heartbeat_ttl: float = 4.5
     round: float = 0.5
     timeout: float = 0.3
     startup_grace: float = 1.0
-    implicit_scope: float = 2.0
-    settle_min: float = 3.0
-    settle_max: float = 4.0
+    implicit_scope: float = 3.0
+    settle_min: float = 3.5
+    settle_max: float = 4.5
     cooldown_first: float = 0.5
-    cooldown_cap: float = 2.0
+    cooldown_cap: float = 1.0
     lease: float = 2.0
     probe_timeout: float = 1.0
 
