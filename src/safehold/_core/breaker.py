@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import MutableSequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import count
 from typing import Any, Final, NamedTuple
@@ -383,6 +383,10 @@ class Breaker:
             and not generation.held
         ):
             generation.due = generation.began + cooldown
+            for index, event in enumerate(self._mail):  # what is not told yet shall tell it right
+                mine = isinstance(event, Transition) and event.dependency == self.name
+                if mine and event.generation == generation.number:
+                    self._mail[index] = replace(event, retry_after=generation.due - event.at)
 
     def reborn(self, now: float) -> None:
         """Begin again in a forked child: what the parent knew is not known here, no permit is borrowed.

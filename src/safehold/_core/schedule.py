@@ -35,13 +35,14 @@ class ProbeSettings:
 class ProbeSchedule:
     """The probe plan of one dependency: single flight, ordered or by the clock."""
 
-    __slots__ = ("_breaker", "_next", "in_flight", "ordered", "settings")
+    __slots__ = ("_breaker", "_next", "_not_before", "in_flight", "ordered", "settings")
 
     def __init__(self, breaker: Breaker, settings: ProbeSettings, now: float, *, draw: float) -> None:
         self._breaker = breaker
         self.settings = settings
         self.in_flight = False
         self.ordered = False
+        self._not_before = now
         self._next = self._after(now, draw)
 
     def due(self) -> float | None:
@@ -50,7 +51,7 @@ class ProbeSchedule:
         if self.in_flight or generation.held:
             return None
         if generation.state is not BreakerState.CLOSED:
-            return generation.due
+            return max(generation.due, self._not_before)
         return 0.0 if self.ordered else self._next
 
     def order(self) -> bool:
@@ -69,9 +70,14 @@ class ProbeSchedule:
         self.in_flight, self.ordered = True, False
         return True
 
-    def done(self, now: float, *, draw: float) -> None:
-        """Give the flight back and plan the next probe."""
+    def done(self, now: float, *, draw: float, decided: bool = True) -> None:
+        """Give the flight back and plan the next probe.
+
+        One that decided nothing gives its trial back, which is then due at once: the next probe keeps
+        the distance of a time-out, so that nobody probes in a circle.
+        """
         self.in_flight = False
+        self._not_before = now if decided else now + self.settings.timeout
         self._next = self._after(now, draw)
 
     def _after(self, now: float, draw: float) -> float | None:

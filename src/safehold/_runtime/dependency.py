@@ -71,6 +71,7 @@ class Dependency:
         self._schedule: ProbeSchedule | None = None  # moved in steps
         self._probe: Probe | None = None  # written in steps
         self._hanging: set[object] = set()  # probes that run on a thread
+        self._wait: Callable[[RetryCallState], float] | None = None  # decides the cooldown, where it is given
         self._cooldown_asked: object = None
 
     # --- what it is, and how it is ----------------------------------------------------------------
@@ -198,6 +199,7 @@ class Dependency:
             self._place = next(_keys)
             self._classify = classify or self._classify
             self._timed = settings.slow_after is not None
+            self._wait = declaration.policy.cooldown_wait
             cause = Cause(code="declared", text="declared")
             self._breaker.reconfigure(settings, now, draw=draw, cause=cause)
             probe = declaration.probe or self._probe
@@ -224,6 +226,7 @@ class Dependency:
 
         self._engine.run(fill)
         self._settled()
+        self._engine.wake()
 
     def _install(self, probe: Any, now: float, draw: float) -> None:
         declared = self._declaration
@@ -252,18 +255,17 @@ class Dependency:
         return answer
 
     def _settled(self) -> None:
-        """Do what follows a step, now that the lock is free: tell of it, and ask for a cooldown."""
+        """Do what follows a step, now that the lock is free: ask for a cooldown, and tell of the step."""
+        if self._wait is not None:
+            self._ask_cooldown(self._wait)
         if self._engine.mail:
             self._engine.deliver()
-            if self._declaration is not None and self._declaration.policy.cooldown_wait is not None:
-                self._ask_cooldown()
 
-    def _ask_cooldown(self) -> None:
+    def _ask_cooldown(self, wait: Callable[[RetryCallState], float]) -> None:
         """Let a tenacity wait decide how long this generation stays open; ask once for each."""
         generation = self._breaker.era.generation
-        wait = self._declaration.policy.cooldown_wait if self._declaration is not None else None
         asked, self._cooldown_asked = self._cooldown_asked, generation
-        if wait is None or asked is generation or generation.state is not BreakerState.OPEN:
+        if asked is generation or generation.state is not BreakerState.OPEN:
             return
         if generation.held or generation.due <= generation.began:  # released, or begun again: due at once
             return
@@ -287,6 +289,7 @@ class Dependency:
         now = self._now()
         self._breaker.reborn(now)
         self._breaker.head_start = 0.0
+        self._hanging.clear()
         if self._probe is not None:
             self._install(self._probe, now, self._draw())
 
@@ -295,11 +298,11 @@ class Dependency:
         schedule = self._schedule
         return schedule.settings.timeout if schedule is not None and schedule.claim(now) else None
 
-    def _flight_over(self) -> None:
+    def _flight_over(self, *, decided: bool) -> None:
         """Give the flight of a probe back, and plan the next one."""
         now, draw, schedule = self._now(), self._draw(), self._schedule
         if schedule is not None:
-            self._engine.run(lambda: schedule.done(now, draw=draw))
+            self._engine.run(lambda: schedule.done(now, draw=draw, decided=decided))
 
     def _order(self) -> bool:
         """Ask for a probe as soon as it may be; say whether that is news. The caller holds the lock."""

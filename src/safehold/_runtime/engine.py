@@ -46,7 +46,7 @@ class Engine:
         self.clock = clock
         self.rng = rng
         self.wake: Callable[[], None] = _nobody  # tells the prober to look again
-        self.probing = False  # whether a prober runs
+        self.prober: Any = None  # the one that runs, or ran
         self.repeats: dict[tuple[str, str], tuple[float, int]] = {}  # what the log has told lately
         self.mail: deque[Event] = deque()  # all breakers append to this one, in their steps
         self._subscriptions: tuple[Subscription, ...] = ()  # replaced whole
@@ -55,7 +55,7 @@ class Engine:
     def reborn(self) -> None:
         """Begin, also in a forked child: no lock is held, no thread alive, the parent's news is not ours."""
         self.mail.clear()
-        self.wake, self.probing = _nobody, False
+        self.wake, self.prober = _nobody, None
         self._lock = threading.RLock()
         self._stepping = False  # guarded by _lock
         self._waiting: deque[Callable[[], object]] = deque()  # guarded by _lock
@@ -86,6 +86,11 @@ class Engine:
                 self.run(_nobody)
             return answer
 
+    @property
+    def probing(self) -> bool:
+        """Whether a prober runs."""
+        return self.prober is not None and self.prober.alive
+
     def offset(self) -> float:
         """Give wall time less monotonic time, now. Read it before the lock: the clock may be anybody's."""
         return self.clock.wall() - self.clock.monotonic()
@@ -93,18 +98,21 @@ class Engine:
     def deliver(self) -> None:
         """Tell the listeners. Call it after the lock is released, whenever `mail` is not empty."""
         self.wake()
-        while self.mail and self._telling.acquire(blocking=False):
+        while self.mail and not self._stepping and self._telling.acquire(blocking=False):
             try:
                 self._tell_all()
             finally:
                 self._telling.release()
 
     def _tell_all(self) -> None:
-        while self.mail:
-            event = replace(self.mail.popleft(), wall=self.clock.wall())
+        while (event := self.run(self._next, interrupted=lambda: None)) is not None:
+            event = replace(event, wall=self.clock.wall())
             log.event(event, self.repeats)
             for subscription in self._subscriptions:
                 subscription.take(event)
+
+    def _next(self) -> Event | None:
+        return self.mail.popleft() if self.mail else None
 
     def subscribe(self, listener: Listener, *, threaded: bool) -> Subscription:
         """Add a listener."""

@@ -33,7 +33,10 @@ def factory(sh_breaker, sh_call, sh_missed, sh_refused, sh_slow):
             if sh_era.generation.refuses:
                 sh_error = sh_refused(sh_era.generation)
                 if sh_error is not None:
-                    raise sh_error
+                    try:
+                        raise sh_error
+                    finally:  # else the error and this frame would keep each other alive
+                        del sh_error
             return {w}sh_slow({arguments})
         try:
             sh_result = {w}sh_call({arguments})

@@ -66,20 +66,23 @@ def around_generator(function: Any, entering: Entering) -> Callable[..., Any]:
     def guarded(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         inner = function(*args, **kwargs)  # runs nothing yet; arguments that do not fit end here
         with entering(args, kwargs) as entered:
-            step, given = inner.send, None
+            step: Any = inner.send
+            hand: list[Any] = [None]  # what is passed on is not kept while the generator waits
             while True:
                 with entered.sharing():
                     try:
-                        item = step(given)
+                        hand.append(step(hand.pop()))
                     except StopIteration as stop:
                         return stop.value
                 try:
-                    step, given = inner.send, (yield item)
+                    hand.append((yield hand.pop()))
+                    step = inner.send
                 except GeneratorExit:
                     inner.close()
                     raise
                 except BaseException as error:  # noqa: BLE001 - it is the inner generator's to handle
-                    step, given = inner.throw, error
+                    hand.append(error)
+                    step = inner.throw
 
     return guarded
 
@@ -90,19 +93,22 @@ def around_async_generator(function: Any, entering: Entering) -> Callable[..., A
     async def guarded(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         inner = function(*args, **kwargs)  # runs nothing yet; arguments that do not fit end here
         with entering(args, kwargs) as entered:
-            step = inner.asend(None)
+            step: Any = inner.asend
+            hand: list[Any] = [None]  # what is passed on is not kept while the generator waits
             while True:
                 with entered.sharing():
                     try:
-                        item = await step
+                        hand.append(await step(hand.pop()))
                     except StopAsyncIteration:
                         return
                 try:
-                    step = inner.asend((yield item))
+                    hand.append((yield hand.pop()))
+                    step = inner.asend
                 except GeneratorExit:
                     await inner.aclose()
                     raise
                 except BaseException as error:  # noqa: BLE001 - it is the inner generator's to handle
-                    step = inner.athrow(error)
+                    hand.append(error)
+                    step = inner.athrow
 
     return guarded

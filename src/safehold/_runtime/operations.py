@@ -170,8 +170,8 @@ class Gate:
             return reasons, remarks, wanting
 
         reasons, remarks, ordered = engine.run(judge, interrupted=_in_between)  # one instant for all
-        if engine.mail:
-            engine.deliver()
+        for dependency in required:
+            dependency._settled()
         for dependency in ordered:
             self._probe(dependency)
         return Verdict(

@@ -130,7 +130,10 @@ class Permit:
             return
         error = refused(dependency, generation, probe=self._probe, kind=self._error)
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:  # else the error and this frame would keep each other alive
+                del error
         now, draw, breaker = dependency._now(), dependency._draw(), dependency._breaker
 
         def ask() -> tuple[Trial | Era | None, Generation]:

@@ -13,14 +13,17 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AbstractContextManager, suppress
 from contextvars import Context
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
+from .._core.breaker import Outcome
 from ..errors import DependencyUnhealthy
 from . import log
+from .classify import judge
+from .kinds import Kinds
 from .permit import Permit
 
 if TYPE_CHECKING:
@@ -28,7 +31,9 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 MOST_HANGING: Final = 3
-"""Probe threads of one dependency that may hang at a time; while so many do, its probes fail unasked."""
+"""Probes of one dependency that may hang at a time; while so many do, its probes fail unasked."""
+STOP_TIMEOUT: Final = 5.0
+"""Seconds that stopping waits for what is under way."""
 
 
 class ProbeFailedError(Exception):
@@ -66,7 +71,7 @@ class ProbeRun:
             self._permit.succeed()
         else:
             self._permit.fail(error)
-        dependency._flight_over()
+        dependency._flight_over(decided=error is None or judge(error, None).outcome is Outcome.FAILURE)
         if self.done is not None:
             self.done()
         dependency._engine.wake()
@@ -78,9 +83,17 @@ class ProbeRun:
     def expire(self) -> None:
         """Give it up."""
         msg = f"the probe of {self.dependency.name} did not return in time"
-        self.finish(ProbeTimeoutError(msg))
+        self._end(ProbeTimeoutError(msg))
+
+    def cancel(self) -> None:
+        """Give it up because its prober ends: it decides nothing."""
+        self._end(asyncio.CancelledError())
+
+    def _end(self, error: BaseException) -> None:
+        self.finish(error)
         if self.task is not None:
-            self.task.cancel()
+            with suppress(RuntimeError):  # its loop is closed, and it with it
+                self.task.cancel()
 
 
 def claim(dependency: Dependency) -> ProbeRun | None:
@@ -93,7 +106,7 @@ def claim(dependency: Dependency) -> ProbeRun | None:
     try:
         permit.__enter__()
     except DependencyUnhealthy:  # somebody else's trial is out
-        dependency._flight_over()
+        dependency._flight_over(decided=False)
         return None
     return ProbeRun(dependency, permit, now + timeout)
 
@@ -108,10 +121,24 @@ def _judge_answer(answer: object) -> None:
         raise ProbeFailedError(msg)
 
 
-def run_on_thread(run: ProbeRun) -> None:
-    """Run a probe on a daemon thread of its own; a coroutine function gets a loop of its own there."""
-    dependency = run.dependency
-    probe = dependency._probe
+def _crowded(run: ProbeRun) -> bool:
+    """Fail a probe unasked while too many earlier ones of its dependency hang; else note that it runs."""
+    hanging = run.dependency._hanging
+    if len(hanging) >= MOST_HANGING:
+        msg = f"{MOST_HANGING} earlier probes still hang"
+        run.finish(ProbeFailedError(msg))
+        return True
+    hanging.add(run)
+    return False
+
+
+def run_on_thread(run: ProbeRun, loop: asyncio.AbstractEventLoop | None) -> None:
+    """Run a probe on a daemon thread of its own.
+
+    What it gives to be awaited is awaited in `loop`, where its client may belong, or without one in a
+    loop that lives as long as the probe.
+    """
+    dependency, probe = run.dependency, run.dependency._probe
 
     def work() -> None:
         error: BaseException | None = None
@@ -119,25 +146,28 @@ def run_on_thread(run: ProbeRun) -> None:
             with run.sharing():
                 answer = probe() if probe is not None else None
                 if inspect.isawaitable(answer):
-                    answer = asyncio.run(_awaited(answer))
+                    answer = _await(_awaited(answer), loop)
             _judge_answer(answer)
         except BaseException as raised:  # noqa: BLE001 - whatever it is, it was the probe's
             error = raised
             if not isinstance(raised, Exception):
                 log.fault("probe_interrupted", raised, dependency=dependency.name)
-        hanging.discard(run)
+        dependency._hanging.discard(run)
         run.finish(error)
 
-    hanging = dependency._hanging
-    hanging.add(run)
+    if _crowded(run):
+        return
     try:
-        if len(hanging) > MOST_HANGING:
-            msg = f"{MOST_HANGING} earlier probes still hang"
-            raise ProbeFailedError(msg)
         threading.Thread(target=work, name=f"safehold-probe-{dependency.name}", daemon=True).start()
-    except (ProbeFailedError, RuntimeError) as error:  # RuntimeError: no more threads to be had
-        hanging.discard(run)
+    except RuntimeError as error:  # no more threads to be had
+        dependency._hanging.discard(run)
         run.finish(error)
+
+
+def _await(answer: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop | None) -> Any:
+    if loop is None or not loop.is_running():
+        return asyncio.run(answer)
+    return asyncio.run_coroutine_threadsafe(answer, loop).result()
 
 
 async def _awaited(answer: Any) -> Any:
@@ -175,11 +205,12 @@ class Prober:
         return None if not waits else max(0.0, min(waits) - self._engine.clock.monotonic())
 
     def _launch(self, run: ProbeRun) -> None:
-        run_on_thread(run)
+        run_on_thread(run, None)
 
-    def _give_up_all(self) -> None:
+    def give_up_all(self) -> None:
+        """Give up the probes under way; they decide nothing."""
         for run in list(self._runs):
-            run.expire()
+            run.cancel()
         self._runs.clear()
 
 
@@ -202,7 +233,7 @@ class ThreadProber(Prober):
     def wake(self) -> None:
         self._woken.put(None)
 
-    def stop(self, timeout: float = 5.0) -> None:
+    def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """End it, waiting `timeout` seconds at most; probes under way are given up."""
         self._stopping = True
         self.wake()
@@ -220,7 +251,7 @@ class ThreadProber(Prober):
                 self._woken.get(timeout=wait if wait is None else min(wait, threading.TIMEOUT_MAX))
                 while True:  # one round answers all who woke it meanwhile
                     self._woken.get_nowait()
-        self._give_up_all()
+        self.give_up_all()
 
 
 class LoopProber(Prober):
@@ -239,7 +270,7 @@ class LoopProber(Prober):
 
     @property
     def alive(self) -> bool:
-        return self._main is not None and not self._main.done() and not self._loop.is_closed()
+        return self._main is not None and not self._main.done() and self._loop.is_running()
 
     def wake(self) -> None:
         if self._loop.is_closed():
@@ -254,8 +285,9 @@ class LoopProber(Prober):
         if self._main is not None:
             self._main.cancel()
             await asyncio.gather(self._main, return_exceptions=True)
-        self._give_up_all()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.give_up_all()
+        if self._tasks:  # one that does not let itself be cancelled is left behind
+            await asyncio.wait(self._tasks, timeout=STOP_TIMEOUT)
 
     async def _run(self) -> None:
         while True:
@@ -272,10 +304,10 @@ class LoopProber(Prober):
                 continue
 
     def _launch(self, run: ProbeRun) -> None:
-        if not inspect.iscoroutinefunction(run.dependency._probe):
-            run_on_thread(run)
-            return
-        run_in_loop(run, self._tasks)
+        if Kinds(run.dependency._probe).is_async:
+            run_in_loop(run, self._tasks)
+        else:
+            run_on_thread(run, self._loop)
 
 
 def run_in_loop(run: ProbeRun, tasks: set[asyncio.Task[None]]) -> None:
@@ -286,14 +318,19 @@ def run_in_loop(run: ProbeRun, tasks: set[asyncio.Task[None]]) -> None:
         try:
             with run.sharing():
                 _judge_answer(await probe() if probe is not None else None)
-        except asyncio.CancelledError as error:
+        except BaseException as error:  # whatever it is, it was the probe's
             run.finish(error)
-            raise
-        except Exception as error:  # noqa: BLE001 - the probe's failure is its answer
-            run.finish(error)
+            if isinstance(error, asyncio.CancelledError | GeneratorExit):
+                raise
+            if not isinstance(error, Exception):
+                log.fault("probe_interrupted", error, dependency=run.dependency.name)
         else:
             run.finish(None)
+        finally:
+            run.dependency._hanging.discard(run)
 
+    if _crowded(run):
+        return
     name = f"safehold-probe-{run.dependency.name}"
     run.task = asyncio.get_running_loop().create_task(work(), name=name, context=Context())
     tasks.add(run.task)
@@ -305,17 +342,17 @@ _errands: set[asyncio.Task[None]] = set()
 
 def run_errand(dependency: Dependency) -> None:
     """Run a probe that is due where no prober is there to do it."""
-    run = claim(dependency)
+    run = Context().run(claim, dependency)  # it is no call of the scope in which somebody asked
     if run is None:
         return
     wait = max(0.0, run.deadline - dependency._now())
-    loop = asyncio._get_running_loop() if inspect.iscoroutinefunction(dependency._probe) else None
-    if loop is not None:
+    loop = asyncio._get_running_loop()
+    if loop is not None and Kinds(dependency._probe).is_async:
+        run.done = loop.call_later(wait, run.expire, context=Context()).cancel
         run_in_loop(run, _errands)
-        run.done = loop.call_later(wait, run.expire).cancel
         return
     timer = threading.Timer(wait, run.expire)
     timer.daemon = True
     run.done = timer.cancel
     timer.start()
-    run_on_thread(run)
+    run_on_thread(run, loop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from .dependency import Declaration, Dependency, Probe, check_probe
 from .engine import Engine, Listener, Subscription
 from .fork import begin_again_in_children
 from .operations import Gate, Operation, gated, make_operation
-from .prober import LoopProber, ThreadProber
+from .prober import STOP_TIMEOUT, LoopProber, ThreadProber
 from .scope import Scope
 
 if TYPE_CHECKING:
@@ -67,8 +68,7 @@ class Safehold:
         self._engine = Engine(clock or SystemClock(), rng or _dice)
         self._handles: dict[str, Dependency] = {}  # only ever added to, in single atomic steps
         self._gate = Gate(self)
-        self._prober: ThreadProber | LoopProber | None = None
-        self._revive = False  # a thread prober ran in the parent of this forked child
+        self._starting = threading.Lock()  # one prober at a time
         on_advance = getattr(clock, "on_advance", None)
         if callable(on_advance):
             on_advance(self._wake)
@@ -224,8 +224,8 @@ class Safehold:
             return read()
 
         reports = engine.run(look, interrupted=read)
-        if engine.mail:
-            engine.deliver()
+        for handle in handles:
+            handle._settled()
         waits = [r.retry_after for r in reports.values() if r.state is not HealthState.HEALTHY]
         return HealthReport(
             name=self.name,
@@ -234,7 +234,7 @@ class Safehold:
             retry_after=None if None in waits else max((w for w in waits if w is not None), default=0.0),
             dependencies=reports,
             undeclared=tuple(handle.name for handle in handles if not handle.declared),
-            probing=self._prober is not None and self._prober.alive,
+            probing=engine.probing,
         )
 
     def subscribe(self, listener: Listener, *, threaded: bool = False) -> Subscription:
@@ -256,42 +256,57 @@ class Safehold:
 
     def start(self) -> None:
         """Run the probes on a daemon thread. Nothing happens where a prober runs already."""
-        if self._prober is None or not self._prober.alive:
-            self._begin(ThreadProber(self._engine, lambda: self))
+        self._begin(lambda: ThreadProber(self._engine, lambda: self))
 
-    def stop(self, timeout: float = 5.0) -> None:
+    def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """End the probes that `start` began, waiting `timeout` seconds at most. May be called twice."""
-        if isinstance(self._prober, ThreadProber):
-            prober, self._prober = self._prober, None
-            self._probing(None)
+        prober = self._engine.prober
+        if isinstance(prober, ThreadProber) and self._end(prober):
             prober.stop(timeout)
 
     def running(self) -> Running:
         """Probe for the length of a block: `async with` in the running loop, `with` on a thread."""
         return Running(self)
 
-    def _begin(self, prober: ThreadProber | LoopProber) -> None:
-        self._prober = prober
-        self._probing(prober)
-        prober.start()
-
-    def _probing(self, prober: ThreadProber | LoopProber | None) -> None:
+    def _begin(self, make: Callable[[], ThreadProber | LoopProber]) -> ThreadProber | LoopProber | None:
+        """Let a new prober run, unless one does; give the new one."""
         engine = self._engine
+        with self._starting:
+            if engine.probing:
+                return None
+            if engine.prober is not None:  # its loop is gone
+                engine.prober.give_up_all()
+            prober = make()
+            prober.start()
+            engine.prober, engine.wake = prober, prober.wake
+        self._give_head_starts()
+        engine.wake()
+        return prober
 
-        def head_starts() -> None:
-            engine.probing = prober is not None
+    def _end(self, prober: ThreadProber | LoopProber) -> bool:
+        """Let a prober run no longer; say whether it was the one that ran."""
+        engine = self._engine
+        with self._starting:
+            if engine.prober is not prober:
+                return False
+            engine.prober, engine.wake = None, _nobody
+        self._give_head_starts()
+        return True
+
+    def _give_head_starts(self) -> None:
+        def give() -> None:
+            probing = self._engine.probing
             for handle in self:
                 probed = handle._schedule is not None
-                handle._breaker.head_start = PROBE_HEAD_START if probed and engine.probing else 0.0
+                handle._breaker.head_start = PROBE_HEAD_START if probed and probing else 0.0
 
-        engine.run(head_starts)
-        engine.wake = _nobody if prober is None else prober.wake
+        self._engine.run(give)
 
     def _reborn(self) -> None:
         if self._engine.rng is _dice:
             _dice.seed()  # else all children would draw alike
         self._engine.reborn()
-        self._revive, self._prober = isinstance(self._prober, ThreadProber), None
+        self._starting = threading.Lock()
         self._gate.reborn()
         for handle in self._handles.values():
             handle._reborn()
@@ -309,33 +324,30 @@ class Running:
 
     def __init__(self, home: Safehold) -> None:
         self._home = home
-        self._mine: LoopProber | None = None
-        self._started = False
+        self._mine: ThreadProber | LoopProber | None = None
 
     def __enter__(self) -> Safehold:
-        self._started = self._home._prober is None or not self._home._prober.alive
-        self._home.start()
-        return self._home
+        home = self._home
+        self._mine = home._begin(lambda: ThreadProber(home._engine, lambda: home))
+        return home
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._started:
-            self._home.stop()
+        if isinstance(self._mine, ThreadProber):
+            self._home._end(self._mine)
+            self._mine.stop()
 
     async def __aenter__(self) -> Safehold:
-        if self._home._prober is None or not self._home._prober.alive:
-            self._mine = LoopProber(self._home._engine, lambda: self._home)
-            self._home._begin(self._mine)
-        return self._home
+        home = self._home
+        self._mine = home._begin(lambda: LoopProber(home._engine, lambda: home))
+        return home
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._mine is not None:
-            if self._home._prober is self._mine:
-                self._home._prober = None
-                self._home._probing(None)
+        if isinstance(self._mine, LoopProber):
+            self._home._end(self._mine)
             await self._mine.stop()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable
+from weakref import WeakMethod
 
 from .._core.configuration import check_number
 
@@ -21,7 +23,7 @@ class ManualClock:
         self._lock = threading.Lock()
         self._monotonic = float(monotonic)  # guarded by _lock
         self._wall = float(wall)  # guarded by _lock
-        self._watchers: list[Callable[[], object]] = []
+        self._watchers: list[Callable[[], Callable[[], object] | None]] = []
 
     def monotonic(self) -> float:
         """Seconds that only `advance` moves."""
@@ -37,8 +39,10 @@ class ManualClock:
         with self._lock:
             self._monotonic += seconds
             self._wall += seconds
-        for watcher in list(self._watchers):
-            watcher()
+        for find in list(self._watchers):
+            watcher = find()
+            if watcher is not None:
+                watcher()
 
     def set_wall(self, wall: float) -> None:
         """Set the wall clock, as an administrator or a time server would."""
@@ -47,5 +51,10 @@ class ManualClock:
             self._wall = float(wall)
 
     def on_advance(self, watcher: Callable[[], object]) -> None:
-        """Call `watcher` after each `advance`; a prober learns from it that time has passed."""
-        self._watchers.append(watcher)
+        """Call `watcher` after each `advance`; a prober learns from it that time has passed.
+
+        A method does not keep its object alive.
+        """
+        bound = inspect.ismethod(watcher)
+        self._watchers = [find for find in self._watchers if find() is not None]
+        self._watchers.append(WeakMethod(watcher) if bound else lambda: watcher)
