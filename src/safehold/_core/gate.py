@@ -204,7 +204,8 @@ def _misses(situation: Situation, settings: GateSettings) -> Iterator[Reason]:
     scope = situation.scope
     for facts in situation.requires:
         if facts.unresolved_miss and facts.breaker is BreakerState.CLOSED:
-            text = f"the last call to {facts.name} did not answer and none has answered since{_exit(facts)}"
+            since = "only a trial has" if facts.state is HealthState.RECOVERING else "none has"
+            text = f"the last call to {facts.name} did not answer, and {since} answered since{_exit(facts)}"
             yield _missed("unresolved_miss", facts.name, facts.state, _probe_wait(facts), text)
         if scope is None and facts.since_miss is not None and facts.since_miss < settings.implicit_scope:
             text = (

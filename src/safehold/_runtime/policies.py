@@ -35,7 +35,7 @@ class _Policy(BaseModel):
 
 
 def _told(model: str, error: ValidationError) -> str:
-    """Write one line for a person: every fault, with the field and the value it had."""
+    """Write one line for a person: what was found, with the field and the value it had."""
     faults: list[str] = []
     for fault in error.errors(include_url=False):
         ours = fault.get("ctx", {}).get("error")

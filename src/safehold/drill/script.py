@@ -11,6 +11,7 @@ from ..testing.proxy import Fault
 from .world import ENDING_EARLY, ENDING_LATE
 
 CALM: Final = "All is well"
+PAUSE: Final = "Repaired for a moment"
 RECOVERY: Final = "Repaired for good"
 
 
@@ -81,7 +82,7 @@ def _faults(dice: random.Random, timeout: float) -> Iterator[Step]:
     )
     for act in acts:
         yield act
-        yield Step(act=act.act, name="Repaired, for a moment", lasts=about(2.0 if act.act == 1 else 1.2))
+        yield Step(act=act.act, name=PAUSE, lasts=about(2.0 if act.act == 1 else 1.2))
     yield from _flapping(7, dice, about)
 
 

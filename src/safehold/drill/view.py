@@ -16,6 +16,7 @@ from rich.text import Text
 from .. import BreakerState, DependencyReport, HealthState
 from .marks import STYLES, Marks
 from .play import Drill, Side
+from .script import PAUSE
 from .world import ENDED, LIVE
 
 REFRESH: Final = 0.1
@@ -136,7 +137,16 @@ class LiveView(View):
             return f", retry {report.retry_after or 0:.1f} s"
         if report.breaker is BreakerState.HALF_OPEN:
             return ", trial call"
-        return ", settling" if report.state is HealthState.RECOVERING else ""
+        return self._settling(report) if report.state is HealthState.RECOVERING else ""
+
+    def _settling(self, report: DependencyReport) -> str:
+        """Count down what the newest block has said; nobody asks the gate for the view's sake."""
+        for block in self._drill.protected.blocks[-1:]:
+            for reason in block.verdict.reasons:
+                if reason.dependency == report.name and reason.code == "dependency_recovering":
+                    left = (reason.retry_after or 0.0) - (time.monotonic() - block.at)
+                    return f", settling {max(0.0, left):.0f} s"
+        return ", settling"
 
     def _events(self) -> list[Text]:
         """Give the newest events of both runs, the newest last."""
@@ -169,4 +179,6 @@ def heading(drill: Drill) -> str:
     step, acts = drill.step, drill.script[-1].act
     if not 1 <= step.act <= acts:
         return step.name
+    if step.name == PAUSE:
+        return f"Fault {step.act} of {acts} is over, repaired for a moment"
     return f"Fault {step.act} of {acts}: {step.name}"
