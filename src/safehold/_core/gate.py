@@ -205,7 +205,7 @@ def _misses(situation: Situation, settings: GateSettings) -> Iterator[Reason]:
     for facts in situation.requires:
         if facts.unresolved_miss and facts.breaker is BreakerState.CLOSED:
             since = "only a trial has" if facts.state is HealthState.RECOVERING else "none has"
-            text = f"the last call to {facts.name} did not answer, and {since} answered since{_exit(facts)}"
+            text = f"the last call to {facts.name} did not answer and {since} answered since{_exit(facts)}"
             yield _missed("unresolved_miss", facts.name, facts.state, _probe_wait(facts), text)
         if scope is None and facts.since_miss is not None and facts.since_miss < settings.implicit_scope:
             text = (

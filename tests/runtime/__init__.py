@@ -1,0 +1,1 @@
+"""Tests of the runtime: guards, scopes, the gate, events, forks."""
