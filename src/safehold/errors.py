@@ -183,7 +183,10 @@ class Refused(SafeholdError):
         from ._payload import read  # noqa: PLC0415 - pydantic's models load when they are used
 
         told = read(payload)
-        kind = {DependencyUnhealthy.code: DependencyUnhealthy, OperationBlocked.code: OperationBlocked}
+        kind: dict[str, type[Refused]] = {
+            DependencyUnhealthy.code: DependencyUnhealthy,
+            OperationBlocked.code: OperationBlocked,
+        }
         return kind.get(told.code, Refused)._from_refusal(told)
 
     @classmethod

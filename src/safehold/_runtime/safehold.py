@@ -173,8 +173,8 @@ class Safehold:
 
         def decorate(function: F) -> F:
             if isinstance(function, staticmethod | classmethod):
-                inner: Any = decorate(cast("Any", function).__func__)
-                return type(function)(inner)
+                descriptor: Any = function
+                return cast("F", type(descriptor)(decorate(descriptor.__func__)))
             if isinstance(function, type) or not callable(function):
                 msg = f"destructive({name!r}) decorates functions and methods, got {function!r}"
                 raise ConfigurationError(msg)

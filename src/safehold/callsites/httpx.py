@@ -201,7 +201,7 @@ def _wrap(transport: Any, dependency: Dependency) -> Any:
 
 
 def _probe_for(inner: Any, url: httpx.URL) -> Any:
-    """Probe on a connection of its own; a transport that has none (a mock, an application) is asked itself."""
+    """Probe on a connection of its own; a transport that has none, such as a mock, is asked itself."""
     timeout = {"timeout": httpx.Timeout(PROBE_TIMEOUT).as_dict()}
     request = httpx.Request("GET", url, extensions=timeout)
 

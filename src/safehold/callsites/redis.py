@@ -13,11 +13,13 @@ import secrets
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import cache
-from typing import Any, ClassVar, Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import redis
 import redis.asyncio
+from redis import exceptions
 from redis.asyncio.client import Pipeline as AsyncPipeline
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.client import Pipeline
 from redis.exceptions import (
@@ -36,6 +38,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
 
 from .._core.breaker import Outcome
 from .._core.configuration import ConfigurationError
@@ -58,7 +61,7 @@ _SERVER_TROUBLE: Final = ("BUSY", "MISCONF", "NOREPLICAS", "LOADING", "OOM", "RE
 class RedisUnhealthy(DependencyUnhealthy, RedisConnectionError):
     """A refused Redis call: a `DependencyUnhealthy`, and a `redis.ConnectionError` for existing handlers."""
 
-    error_type: Any = getattr(getattr(redis.exceptions, "ExceptionType", None), "NETWORK", None)
+    error_type: Any = getattr(getattr(exceptions, "ExceptionType", None), "NETWORK", None)
     status_code = None
 
 
@@ -115,7 +118,7 @@ class _Guarded:
     """Marks the classes made here. `None` until an object is guarded: redis-py makes more by itself."""
 
     __slots__ = ()
-    _safehold: ClassVar[Dependency | None] = None
+    _safehold: Any = None
 
 
 @cache
@@ -194,7 +197,7 @@ def _watch_retries(pool: Any) -> None:
 
 @cache
 def _watching_class(plain: Any) -> Any:
-    is_async = issubclass(plain, redis.asyncio.retry.Retry)
+    is_async = issubclass(plain, AsyncRetry)
     names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__}
 
     def call_with_retry(self: Any, do: Any, fail: Any, *args: Any, **options: Any) -> Any:
@@ -249,7 +252,7 @@ def _own_connection(pool: Any, retry: Any) -> Any:
 def _sync_probe(pool: Any) -> Any:
     def probe() -> None:
         nonce = secrets.token_hex(8)
-        connection = _own_connection(pool, redis.retry.Retry(NoBackoff(), 0))
+        connection = _own_connection(pool, Retry(NoBackoff(), 0))
         try:
             connection.connect()
             connection.send_command("ECHO", nonce)
@@ -263,7 +266,7 @@ def _sync_probe(pool: Any) -> Any:
 def _async_probe(pool: Any) -> Any:
     async def probe() -> None:
         nonce = secrets.token_hex(8)
-        connection = _own_connection(pool, redis.asyncio.retry.Retry(NoBackoff(), 0))
+        connection = _own_connection(pool, AsyncRetry(NoBackoff(), 0))
         try:
             await connection.connect()
             await connection.send_command("ECHO", nonce)

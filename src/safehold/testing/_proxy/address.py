@@ -32,7 +32,7 @@ class TcpAddress:
 
 @dataclass(frozen=True, slots=True)
 class UnixAddress:
-    """The path of a unix socket, written ``unix:/run/redis.sock``."""
+    """The path of a unix socket, written ``unix:/run/redis.sock`` or, absolute, as it is."""
 
     path: str
 
@@ -46,7 +46,7 @@ Target = tuple[int, Any]  # address family, and what connect() takes for it
 
 def parse(value: object, *, name: str) -> Address:
     """Return the address that ``value`` writes; a ``ValueError`` names the argument."""
-    if isinstance(value, str) and value.startswith("unix:"):
+    if isinstance(value, str) and value.startswith(("unix:", "/")):
         return _unix(value.removeprefix("unix:"), name)
     host, port = _split(value)
     if not isinstance(host, str) or not host or host.count(":") == 1 or not _is_port(port):
