@@ -1,4 +1,4 @@
-"""What any pure-Python breaker has to pay: the least that reads a state, runs a call and notices a failure."""
+"""What any pure-Python breaker has to pay: the least that reads a state and notices a failure."""
 
 from __future__ import annotations
 

@@ -200,7 +200,12 @@ def _check_moves(child: Node, before: Machine, after: Machine) -> None:
     changes = 0
     at, number = -math.inf, before.generation.number
     for t in after.mail:
-        _need(child, "I7", (t.breaker_before, t.before) == tuple(told[:2]), "an event does not follow the last one")
+        _need(
+            child,
+            "I7",
+            (t.breaker_before, t.before) == tuple(told[:2]),
+            "an event does not follow the last one",
+        )
         _need(child, "I7", (t.breaker, t.after, t.held) != tuple(told), "an event tells nothing new")
         _need(child, "I7", t.at >= at and t.generation >= number, "events are out of order")
         if t.breaker_before != t.breaker:
@@ -208,13 +213,22 @@ def _check_moves(child: Node, before: Machine, after: Machine) -> None:
             _need(child, "I7", t.generation > number, "two moves in one generation")
             edge = (str(t.breaker_before), str(t.breaker))
             _need(child, "I7", edge in EDGES, f"the move {edge} does not exist")
-            _need(child, "I7", edge != ("open", "closed") or child.action == "reset", "closed without a trial")
+            _need(
+                child, "I7", edge != ("open", "closed") or child.action == "reset", "closed without a trial"
+            )
         told, at, number = (t.breaker, t.after, t.held), t.at, t.generation
         _need(child, "I6", t.retry_after is None or t.retry_after >= 0, "an event has a negative retry-after")
-        _need(child, "I6", t.retry_after != 0 or t.breaker != "half_open", "an event says now while a trial is out")
+        _need(
+            child,
+            "I6",
+            t.retry_after != 0 or t.breaker != "half_open",
+            "an event says now while a trial is out",
+        )
     _need(child, "I7", 0 <= changes <= moves <= 2, f"{moves} generations, {changes} told")
     if not _asks_nobody(child, before):
-        _need(child, "I7", after.breaker._told == _view(after), f"told {after.breaker._told}, is {_view(after)}")
+        _need(
+            child, "I7", after.breaker._told == _view(after), f"told {after.breaker._told}, is {_view(after)}"
+        )
         _need(child, "I7", tuple(told) == _view(after), "what was told last is not what is")
     after.mail.clear()
 
@@ -225,7 +239,9 @@ def _asks_nobody(child: Node, before: Machine) -> bool:
     if action[1:] == ":s":
         token = _ended(child, before).token
         return before.is_late(_ended(child, before)) and not before.is_trial(token) and not token.ask
-    nothing = (action == "call" and before.state == "closed") or (action == "release" and not before.breaker.held)
+    nothing = (action == "call" and before.state == "closed") or (
+        action == "release" and not before.breaker.held
+    )
     return nothing or action.startswith("+")
 
 
@@ -236,7 +252,9 @@ def _view(machine: Machine) -> tuple[Any, ...]:
 def _check_monotone(child: Node, before: Machine, after: Machine) -> None:
     b, a, action = before.breaker, after.breaker, child.action
     was, now_is = b.last_miss, a.last_miss
-    _need(child, "monotone", was is None or (now_is is not None and now_is >= was), "the last miss moved back")
+    _need(
+        child, "monotone", was is None or (now_is is not None and now_is >= was), "the last miss moved back"
+    )
     released = action in ("release", "reset")
     _need(child, "I5", not b.held or a.held or released, "a hold was ended by no person")
     missed = action[-2:] in (":f", ":c")
@@ -244,15 +262,24 @@ def _check_monotone(child: Node, before: Machine, after: Machine) -> None:
         _need(child, "monotone", now_is == after.now, "a miss was not seen")
     if missed or action.startswith("+") or action in ("trip", "hold"):
         _need(child, "monotone", before.state == "closed" or after.state != "closed", "closed by no answer")
-        _need(child, "monotone", not b.unresolved_miss or a.unresolved_miss, "a miss was resolved by no answer")
+        _need(
+            child, "monotone", not b.unresolved_miss or a.unresolved_miss, "a miss was resolved by no answer"
+        )
         _need(child, "monotone", before.health == "healthy" or after.health != "healthy" or
               (action.startswith("+") and b.era.answered), "healthy without an answer")  # fmt: skip
     if action == "reset":
         _need(child, "monotone", a.unresolved_miss or not b.unresolved_miss, "a reset has resolved a miss")
         unsettled = child.parent is not None and child.parent.looked.breaker._outage is not None
-        _need(child, "monotone", not unsettled or after.health == "recovering", "a reset has skipped the settling")
+        _need(
+            child,
+            "monotone",
+            not unsettled or after.health == "recovering",
+            "a reset has skipped the settling",
+        )
     if action.endswith(":x") and not _was_late(child, before):
-        _need(child, "monotone", after.state in (before.state, "open"), "an ignored call has moved the breaker")
+        _need(
+            child, "monotone", after.state in (before.state, "open"), "an ignored call has moved the breaker"
+        )
 
 
 def _was_late(child: Node, before: Machine) -> bool:
@@ -274,7 +301,9 @@ def _check_counters(child: Node, before: Machine, after: Machine) -> None:
         wanted: dict[str, int] = {}
         if child.action in ("call", "probe"):
             refused = len(after.calls) == len(before.calls)
-            let_through = not refused and after.state != "closed" and not after.is_trial(after.calls[-1].token)
+            let_through = (
+                not refused and after.state != "closed" and not after.is_trial(after.calls[-1].token)
+            )
             wanted = {"refusals": int(refused), "suppressed": int(let_through)}
         elif child.action.endswith("~"):
             wanted = {"failures": grown["failures"]}
@@ -289,7 +318,12 @@ def _check_counters(child: Node, before: Machine, after: Machine) -> None:
         else:
             wanted = {"successes": int(how == "s"), "failures": int(how == "f")}
     for name, number in grown.items():
-        _need(child, "I4", number == wanted.get(name, 0), f"{name} grew by {number}, not by {wanted.get(name, 0)}")
+        _need(
+            child,
+            "I4",
+            number == wanted.get(name, 0),
+            f"{name} grew by {number}, not by {wanted.get(name, 0)}",
+        )
 
 
 def _check_growth(child: Node, after: Machine) -> None:
@@ -327,7 +361,12 @@ def _check_settling(child: Node, after: Machine) -> None:
             wanted = min(max(after.now - now_is, s.settle_min), s.settle_max)
             _need(child, "settling", left == wanted, f"{left} to settle, not {wanted}")
         elif child.action[1:] in (":f", ":c") and not _was_late(child, before):
-            _need(child, "settling", left == after.breaker._settle, "a relapse does not start the settling again")
+            _need(
+                child,
+                "settling",
+                left == after.breaker._settle,
+                "a relapse does not start the settling again",
+            )
 
 
 def _check_end(child: Node, before: Machine, after: Machine) -> None:
@@ -346,9 +385,19 @@ def _check_end(child: Node, before: Machine, after: Machine) -> None:
     elif how == "s" and before.state == "closed":
         resolved = looked.breaker.unresolved_miss and not after.breaker.unresolved_miss
         _need(child, "era", call.fresh or not resolved, "resolved by a call that began before the miss")
-        _need(child, "era", not call.fresh or not after.breaker.unresolved_miss, "not resolved by a fresh success")
+        _need(
+            child,
+            "era",
+            not call.fresh or not after.breaker.unresolved_miss,
+            "not resolved by a fresh success",
+        )
     else:
-        _need(child, "era", not looked.breaker.unresolved_miss or after.breaker.unresolved_miss, "resolved by a trial")
+        _need(
+            child,
+            "era",
+            not looked.breaker.unresolved_miss or after.breaker.unresolved_miss,
+            "resolved by a trial",
+        )
 
 
 def _check_free_success(child: Node, before: Machine) -> None:
@@ -374,7 +423,9 @@ def _check_quiet_look(child: Node, action: str) -> None:
 
 
 def _difference(mine: Any, other: Any) -> str:
-    return ", ".join(f"{a} to {b}" for a, b in zip(mine[0] + mine[1:], other[0] + other[1:], strict=False) if a != b)
+    return ", ".join(
+        f"{a} to {b}" for a, b in zip(mine[0] + mine[1:], other[0] + other[1:], strict=False) if a != b
+    )
 
 
 # --- what must hold in a state -------------------------------------------------------------------------

@@ -189,9 +189,7 @@ class Machine:
         memo: dict[int, Any] = {id(self.mail): (mail := [])}
         breaker = _copy(self.breaker, memo)
         calls = [Call(_copy(call.token, memo), call.name, call.fresh) for call in self.calls]
-        return Machine(
-            self.core, self.settings, self.now, self.draw, self.head_start, calls, mail, breaker
-        )
+        return Machine(self.core, self.settings, self.now, self.draw, self.head_start, calls, mail, breaker)
 
     # --- the canonical form ----------------------------------------------------------------------
 
@@ -273,7 +271,7 @@ def _copy_tuple(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def _copy_slots(kind: type) -> Any:
-    names = kind.__slots__  # type: ignore[attr-defined]
+    names = kind.__slots__
     read = attrgetter(*names)
 
     def copy(value: Any, memo: dict[int, Any]) -> Any:
@@ -307,6 +305,12 @@ def learn(core: Core) -> None:
         _COPIERS[kind] = _copy_slots(kind) if hasattr(kind, "__slots__") else _copy_dict(kind)
 
 
+def forget(package: str) -> None:
+    """Let go of a copy of the core."""
+    for kind in [kind for kind in _COPIERS if kind.__module__.startswith(f"{package}.")]:
+        del _COPIERS[kind]
+
+
 def _copy(value: Any, memo: dict[int, Any]) -> Any:
     copier = _COPIERS.get(type(value))
     if copier is None:
@@ -314,7 +318,6 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
     if (known := memo.get(id(value))) is None:
         known = memo[id(value)] = copier(value, memo)
     return known
-
 
 
 SHIPPED = Core()

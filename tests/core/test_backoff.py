@@ -116,7 +116,9 @@ def test_a_cooldown_that_cannot_work_is_refused(settings: dict[str, Any], words:
     assert [word for word in words if word not in str(caught.value)] == []
 
 
-@pytest.mark.parametrize("settings", [{"first": 60, "cap": 60}, {"jitter": 0}, {"jitter": 1}, {"factor": 1}, {"first": 1}])
+@pytest.mark.parametrize(
+    "settings", [{"first": 60, "cap": 60}, {"jitter": 0}, {"jitter": 1}, {"factor": 1}, {"first": 1}]
+)
 def test_the_ends_of_the_ranges_work(settings: dict[str, Any]) -> None:
     """Bounds are inclusive where the documentation says "at least" and "to"."""
     assert Backoff(**settings).seconds(3, 0.5) > 0

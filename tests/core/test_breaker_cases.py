@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -209,7 +210,7 @@ def test_slow_rate_degrades(settings: dict[str, Any], steps: str) -> None:
     play(steps, **settings)
 
 
-@cases(ROW, "s ask=0 5*s f ask=1 s ask=0", "ask=1 3*f ask=1 +4 s ask=1 s ask=1 +30 ask=0")
+@cases(ROW, "s ask=0 reset ask=0 5*s f ask=1 s ask=0", "ask=1 3*f ask=1 +4 s ask=1 s ask=1 +30 ask=0")
 def test_successes_are_asked_for_as_long_as_they_can_change_anything(
     settings: dict[str, Any], steps: str
 ) -> None:
@@ -294,9 +295,9 @@ def test_jitter_takes_away_inside_the_cap(settings: dict[str, Any], steps: str) 
     ROW,
     "3*f +1 wait:10 retry=9 +8.75 - +0.25 s =closed",
     "3*f wait:0 retry=0 s =closed",
-    "hold wait:1 held=1 retry=none",
+    "hold wait:1 held=1 retry=none +2 - P-",
     "wait:10 =closed retry=0",
-    "3*f +4 a> wait:1 =half_open retry=4",
+    "3*f +4 a> wait:1 =half_open retry=4 +1 -",
 )
 def test_another_cooldown_counts_from_the_opening(settings: dict[str, Any], steps: str) -> None:
     """A cooldown set from outside replaces the present one, where there is one."""
@@ -317,8 +318,8 @@ def test_another_cooldown_for_a_generation_that_is_over_changes_nothing() -> Non
 
 @cases(
     ROW,
-    "3*f +4 s =closed",
-    "3*f +4 f =open level=2 retry=8",
+    "3*f +4 s =closed successes=1 failures=3",
+    "5*s 3*f +4 f =open level=2 retry=8 successes=5 failures=4",
     "3*f +4 a> - P- - =half_open a:s =closed",
     "3*f +4 Pa> - P- =half_open a:f =open",
     "3*f +4 a> - refusals=1 a:s refusals=1",
@@ -360,9 +361,11 @@ def test_an_ignored_trial_gives_its_permit_back(settings: dict[str, Any], steps:
 @cases(
     ROW,
     "3*f +4 a> retry=4 +1 retry=3 +2.75 retry=0.25 +0.25 retry=4 +3 retry=1 +1 retry=2 +1.75 retry=0.25",
-    "3*f +4 a> +1 a:x retry=0",
+    "3*f +5 a> retry=4 +1 retry=3 a:x retry=0",
 )
-def test_retry_after_while_a_trial_is_out_is_a_look_worth_taking(settings: dict[str, Any], steps: str) -> None:
+def test_retry_after_while_a_trial_is_out_is_a_look_worth_taking(
+    settings: dict[str, Any], steps: str
+) -> None:
     """Until the lease ends or a first cooldown has passed, whichever is sooner; never zero."""
     play(steps, **settings)
 
@@ -524,7 +527,7 @@ def test_an_observing_breaker_is_truthful_and_never_refuses(settings: dict[str, 
     "50*f =closed @unknown level=0 told= missed=1 s @unknown missed=0 told=",
     "a> f a:s missed=1 s missed=0",
     "a> 9*a~ =closed failures=0 a:s",
-    "c missed=1 miss_at=0 +5 f miss_at=5",
+    "c missed=1 miss_at=0 ask=1 +5 f miss_at=5 s ask=0",
 )
 def test_a_disabled_breaker_lets_all_through_and_knows_nothing(settings: dict[str, Any], steps: str) -> None:
     """Disabled: health is unknown, nothing trips, and misses are still seen."""
@@ -548,13 +551,17 @@ def test_other_settings_keep_state_and_health(settings: dict[str, Any], steps: s
 
 
 @cases({**ROW, "mode": "disabled"}, "s mode:enforce @unknown s @healthy", "c s mode:enforce s @healthy")
-def test_an_answer_before_the_declaration_does_not_hide_the_next(settings: dict[str, Any], steps: str) -> None:
+def test_an_answer_before_the_declaration_does_not_hide_the_next(
+    settings: dict[str, Any], steps: str
+) -> None:
     """Whatever was answered while disabled, the first success in force makes it healthy."""
     play(steps, **settings)
 
 
 @cases(
-    {**ROW, "mode": "disabled"}, "s successes=1 c s s s successes=4 failures=0", "2*f s successes=1 failures=2"
+    {**ROW, "mode": "disabled"},
+    "s successes=1 c s s s successes=4 failures=0",
+    "2*f s successes=1 failures=2",
 )
 def test_every_call_that_ends_in_time_is_counted(settings: dict[str, Any], steps: str) -> None:
     """Successes and failures are counted in every mode, also where they decide nothing."""
@@ -578,6 +585,8 @@ def test_every_call_that_ends_in_time_is_counted(settings: dict[str, Any], steps
     "f +4 s x +1000 @recovering s @healthy",
     "f +4 s since=0 s since=0 +30 since=34",
     "trip settle=0 +4 a> settle=0",
+    "f +4 s s +20 f settle=0 +8 a> settle=0",
+    "+7 trip +100 s settle=100",
 )
 def test_recovery_settles_for_the_length_of_the_outage(settings: dict[str, Any], steps: str) -> None:
     """Recovering until the settle time is over *and* a success beyond the closing trial has arrived."""
@@ -615,7 +624,9 @@ def test_a_reset_skips_no_settling(settings: dict[str, Any], steps: str) -> None
     play(steps, **settings)
 
 
-@cases({**ONE, "settle_min": 0.0, "settle_max": 0.0}, "f +4 s @recovering s @healthy", "f +4 s +9 @recovering")
+@cases(
+    {**ONE, "settle_min": 0.0, "settle_max": 0.0}, "f +4 s @recovering s @healthy", "f +4 s +9 @recovering"
+)
 def test_without_a_settle_time_a_second_answer_is_still_needed(settings: dict[str, Any], steps: str) -> None:
     """No settle time leaves the rule of the success beyond the closing trial."""
     play(steps, **settings)
@@ -627,6 +638,7 @@ def test_without_a_settle_time_a_second_answer_is_still_needed(settings: dict[st
     "f +4 s s +500 f since=504",
     "f +4 s s +500 trip since=504",
     "f +4 s s +500 hold since=504",
+    "f +4 s s +500 a> a~ since=504",
     "f +4 s s +500 reset @healthy",
     "f +4 s s +500 mode:observe @healthy",
     "f +4 s s a> +500 a:c @degraded",
@@ -659,6 +671,8 @@ def test_a_lease_that_ran_out_has_run_out_unseen(settings: dict[str, Any], steps
     "c told=closed/degraded 5*c x told= s told=closed/healthy",
     "hold told=open/unhealthy hold told= release told=open/unhealthy release told=",
     "trip told=open/unhealthy trip told= reset told=closed/recovering reset told=",
+    "trip heard=open/unhealthy reset heard=closed/recovering hold heard=open/unhealthy "
+    "release heard=open/unhealthy reset heard=closed/recovering mode:disabled heard=closed/unknown",
     "s told=closed/healthy reset told= release told=",
     "f +4 a> told=open/unhealthy,half_open/recovering a:x told= b> b:x told= +5 told=",
     "f +4 a> heard=open/unhealthy,half_open/recovering +100 heard= s "
@@ -700,7 +714,7 @@ def test_a_journal_has_no_gaps() -> None:
     steps = "s f +4 a> +30 look a:s b> b:c s s +40 c s hold +3 hold release f +8 trip +99 s reset s +600 look"
     mail = play(steps, **ONE).machine.mail
     assert len(mail) > 12
-    for before, after in zip(mail, mail[1:], strict=False):
+    for before, after in itertools.pairwise(mail):
         assert (before.breaker, before.after) == (after.breaker_before, after.before)
         assert before.at <= after.at
         assert before.generation <= after.generation
@@ -766,7 +780,11 @@ def test_a_failure_at_level_ten_thousand_is_like_any_other() -> None:
 @pytest.mark.parametrize("start", [0.0, -1e6, 1e12])
 def test_the_size_of_the_clock_does_not_matter(start: float) -> None:
     """Only differences of instants count."""
-    play("s f retry=4 +3.5 - +0.5 a> +10 =open retry=8 +1000000 s @recovering s +600 @healthy", start=start, **ONE)
+    play(
+        "s f retry=4 +3.5 - +0.5 a> +10 =open retry=8 +1000000 s @recovering s +600 @healthy",
+        start=start,
+        **ONE,
+    )
 
 
 def test_time_may_stand_still() -> None:
@@ -782,11 +800,38 @@ def test_jitter_of_everything_still_leaves_a_cooldown() -> None:
     play("draw:0.75 f retry=1 - +1 s =closed", **{**ONE, "jitter": 1.0})
 
 
-def test_a_refused_call_is_a_miss() -> None:
-    """A call that was refused did not answer: its time counts once its generation is over."""
-    breaker = play("f +3 - +1 s s", **ONE).machine.breaker
-    assert breaker.last_miss is not None
-    assert breaker.last_miss >= 3.0
+@cases(ONE, "trip +4 s missed=0", "trip +3 - +1 s missed=1 miss_at=4 s missed=0", "trip +3 - reset missed=1")
+def test_a_refused_call_is_a_miss(settings: dict[str, Any], steps: str) -> None:
+    """A call that was refused did not answer: that counts, and is dated, by the end of its generation."""
+    play(steps, **settings)
+
+
+@cases(ONE, "since=5 +3 s since=8", start=5.0)
+def test_a_state_is_dated_when_it_is_told(settings: dict[str, Any], steps: str) -> None:
+    """Outside an outage a state has lasted since it was told; the first one since the start."""
+    play(steps, **settings)
+
+
+def test_every_era_has_a_number_of_its_own() -> None:
+    """An era can be named without being kept."""
+    player = Player(**ONE)
+    numbers = []
+    for steps in ("s", "c", "s c", "f", "+4 a>", "a:s", "c", "reset"):
+        numbers.append(player.play(steps).machine.breaker.era.number)
+    assert numbers == sorted(set(numbers))
+
+
+def test_another_cooldown_corrects_what_was_not_told_yet() -> None:
+    """An event that is still waiting tells the new wait: its own generation's, and no other breaker's."""
+    player = play("trip +1 trip", **ONE)
+    machine = player.machine
+    other = Machine(SHIPPED, machine.settings, now=1.0, mail=machine.mail)
+    other.breaker.name = "api"
+    other.by_hand("trip")
+    player.play("wait:10")
+    assert [(t.dependency, t.retry_after) for t in machine.mail] == [("redis", 10.0), ("api", 4.0)]
+    player.play("+9 a> wait:10 a:f wait:20")
+    assert [t.retry_after for t in machine.mail if t.dependency == "redis"] == [10.0, 4.0, 20.0]
 
 
 def test_copies_of_a_machine_share_nothing() -> None:

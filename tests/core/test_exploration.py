@@ -29,7 +29,10 @@ SMALL = {
     "observing": (Small({**BASE, "mode": "observe"}, hands=("hold",), top_level=1), 379),
     "disabled": (Small({**BASE, "mode": "disabled"}, width=3, hands=()), 18),
     "a share of the last three": (Small({**BASE, **SHARE}, hands=(), top_level=1), 1088),
-    "hidden attempts": (Small({**BASE, **SHARE, "failure_rate": 1.0}, width=1, attempts=True, hands=(), top_level=1), 548),
+    "hidden attempts": (
+        Small({**BASE, **SHARE, "failure_rate": 1.0}, width=1, attempts=True, hands=(), top_level=1),
+        548,
+    ),
     "a prober with a head start": (
         Small({**BASE, "first": 3.0, "cap": 3.0}, head_start=1.0, hands=(), top_level=1),
         265,
@@ -94,7 +97,11 @@ SOMETIMES = {
     "disabled": ["in flight 3", "call of an older era ends with s"],
     "a share of the last three": ["closed to open", "relapse by a trip", "health degraded", "settled"],
     "hidden attempts": ["an attempt trips", "an attempt degrades", "late call ends with s"],
-    "a prober with a head start": ["refused in open", "trial ends with s", "a caller takes over from the prober"],
+    "a prober with a head start": [
+        "refused in open",
+        "trial ends with s",
+        "a caller takes over from the prober",
+    ],
     "three in flight": ["in flight 3", "late call ends with f", "call of an older era ends with f"],
     "outages of several lengths": ["settled", "reset in open", "relapse by a miss"],
 }

@@ -81,8 +81,12 @@ TABLE: list[tuple[str, str, dict[str, Any], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("code", "facts", "automatic", "requested"), [row[1:] for row in TABLE], ids=[r[0] for r in TABLE])
-def test_each_row_of_the_table_of_triggers(code: str, facts: dict[str, Any], automatic: str, requested: str) -> None:
+@pytest.mark.parametrize(
+    ("code", "facts", "automatic", "requested"), [row[1:] for row in TABLE], ids=[r[0] for r in TABLE]
+)
+def test_each_row_of_the_table_of_triggers(
+    code: str, facts: dict[str, Any], automatic: str, requested: str
+) -> None:
     """What holds an automatic operation back, holds a person's wish back only where it speaks of the act itself."""
     for trigger, effect in ((AUTOMATIC, automatic), (REQUESTED, requested)):
         given_ = verdict(trigger, **facts)
@@ -94,7 +98,10 @@ def test_each_row_of_the_table_of_triggers(code: str, facts: dict[str, Any], aut
 
 TWINS: dict[str, list[dict[str, Any]]] = {
     "undeclared_dependency": [{}],
-    "dependency_unknown": [{"requires": (redis(state=HealthState.HEALTHY),)}, {"requires": (), "requires_nothing": True}],
+    "dependency_unknown": [
+        {"requires": (redis(state=HealthState.HEALTHY),)},
+        {"requires": (), "requires_nothing": True},
+    ],
     "dependency_degraded": [{}, {"states": {"other": HealthState.DEGRADED}}],
     "dependency_recovering": [{"states": {"other": HealthState.RECOVERING}}],
     "dependency_unhealthy": [{"states": {"other": HealthState.UNHEALTHY}}],
@@ -186,7 +193,12 @@ def test_retry_after_is_the_longest_and_none_wins(facts: dict[str, Any], retry_a
 def test_every_reason_is_told() -> None:
     """Not just the first: what holds back is told as a whole."""
     told = verdict(
-        requires=(OPEN, redis(name="api", declared=False), redis(name="db", since_miss=1.0), MISSED._replace(name="mq")),
+        requires=(
+            OPEN,
+            redis(name="api", declared=False),
+            redis(name="db", since_miss=1.0),
+            MISSED._replace(name="mq"),
+        ),
         handling="OSError",
         interrupted="a cancellation",
         finalising="at exit",
@@ -223,7 +235,8 @@ def test_the_worst_dependency_comes_first_then_the_order_of_declaration() -> Non
 def test_a_taint_is_told_with_the_health_that_its_dependency_has() -> None:
     """A dependency that is not required may taint a scope; what is known of it is said, else unknown."""
     told = verdict(
-        scope=scope(taints={"cache": "refused", "search": "timed out"}), states={"search": HealthState.UNHEALTHY}
+        scope=scope(taints={"cache": "refused", "search": "timed out"}),
+        states={"search": HealthState.UNHEALTHY},
     )
     assert [(r.dependency, r.state) for r in told.reasons] == [
         ("search", HealthState.UNHEALTHY),
@@ -254,7 +267,11 @@ def test_reasons_name_the_dependency_its_state_since_when_and_why() -> None:
     told = verdict(requires=(OPEN._replace(since="12:00:01 UTC", cause="connection refused"),)).reasons[0]
     assert told.text == "redis is unhealthy since 12:00:01 UTC (connection refused)"
     assert (told.dependency, told.state) == ("redis", HealthState.UNHEALTHY)
-    assert verdict(requires=(redis(since_miss=1.5),)).reasons[0].text.endswith("open a scope around the work that decides")
+    assert (
+        verdict(requires=(redis(since_miss=1.5),))
+        .reasons[0]
+        .text.endswith("open a scope around the work that decides")
+    )
 
 
 def test_nobody_is_to_blame_for_a_reason_of_our_own() -> None:
@@ -314,7 +331,10 @@ SITUATIONS = st.builds(
 def failures_in(before: Situation, name: str) -> list[Situation]:
     """The same situation with one failure more, each way."""
     worse = [before._replace(handling="TimeoutError"), before._replace(interrupted="a generator's close")]
-    worse += [before._replace(finalising="in a finaliser"), before._replace(startup_left=before.startup_left + 1)]
+    worse += [
+        before._replace(finalising="in a finaliser"),
+        before._replace(startup_left=before.startup_left + 1),
+    ]
     for index, facts in enumerate(before.requires):
         turned = [
             facts._replace(unresolved_miss=True),
@@ -327,7 +347,8 @@ def failures_in(before: Situation, name: str) -> list[Situation]:
         if facts.state is HealthState.HEALTHY and facts.breaker is BreakerState.CLOSED:
             turned += [facts._replace(state=HealthState.DEGRADED, unresolved_miss=True, since_miss=0.0)]
         worse += [
-            before._replace(requires=(*before.requires[:index], fact, *before.requires[index + 1 :])) for fact in turned
+            before._replace(requires=(*before.requires[:index], fact, *before.requires[index + 1 :]))
+            for fact in turned
         ]
     if (scope := before.scope) is not None:
         worse.append(before._replace(scope=scope._replace(taints={**scope.taints, name: "refused"})))
@@ -337,10 +358,13 @@ def failures_in(before: Situation, name: str) -> list[Situation]:
 
 @given(before=SITUATIONS, name=NAMES)
 @example(
-    before=situation(REQUESTED, requires=(redis(state=HealthState.DEGRADED, breaker=BreakerState.OPEN),)), name="redis"
+    before=situation(REQUESTED, requires=(redis(state=HealthState.DEGRADED, breaker=BreakerState.OPEN),)),
+    name="redis",
 )
 @example(
-    before=situation(requires=(redis(state=HealthState.DEGRADED, breaker=BreakerState.HALF_OPEN),), scope=scope()),
+    before=situation(
+        requires=(redis(state=HealthState.DEGRADED, breaker=BreakerState.HALF_OPEN),), scope=scope()
+    ),
     name="redis",
 )
 def test_a_failure_never_turns_blocked_into_allowed(before: Situation, name: str) -> None:
@@ -373,6 +397,8 @@ def test_an_automatic_operation_runs_only_if_all_that_it_requires_is_healthy(bef
 def test_reasons_are_in_order_and_say_something(before: Situation) -> None:
     """The worst dependency first, our own reasons last; none is empty, no wait is negative."""
     for reasons in decide(before, SETTINGS):
-        assert all(reason.text and (reason.retry_after is None or reason.retry_after >= 0) for reason in reasons)
+        assert all(
+            reason.text and (reason.retry_after is None or reason.retry_after >= 0) for reason in reasons
+        )
     ranks = [(r.dependency == SELF, WORST_FIRST.index(r.state)) for r in decide(before, SETTINGS)[0]]
     assert ranks == sorted(ranks)

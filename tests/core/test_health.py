@@ -16,7 +16,7 @@ FACTS = ("disabled", "settling", "missed", "answered", "rates_high")
 
 
 def folded(breaker: BreakerState, *facts: str) -> HealthState:
-    return fold(breaker=breaker, **{fact: fact in facts for fact in FACTS})  # type: ignore[arg-type]
+    return fold(breaker=breaker, **{fact: fact in facts for fact in FACTS})
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,13 @@ def test_no_trouble_makes_anything_healthy() -> None:
 
 def test_the_worst_comes_first() -> None:
     """Unhealthy, recovering, unknown, degraded, healthy: the order in which states are told."""
-    assert [str(state) for state in WORST_FIRST] == ["unhealthy", "recovering", "unknown", "degraded", "healthy"]
+    assert [str(state) for state in WORST_FIRST] == [
+        "unhealthy",
+        "recovering",
+        "unknown",
+        "degraded",
+        "healthy",
+    ]
     assert sorted(HealthState, key=severity) == list(WORST_FIRST)
 
 
@@ -95,7 +101,9 @@ def test_the_worst_comes_first() -> None:
         ([(False, UNKNOWN)], UNKNOWN),
     ],
 )
-def test_critical_dependencies_decide(dependencies: list[tuple[bool, HealthState]], health: HealthState) -> None:
+def test_critical_dependencies_decide(
+    dependencies: list[tuple[bool, HealthState]], health: HealthState
+) -> None:
     """The worst critical one speaks for the whole; an optional one makes it degraded at most."""
     assert overall(dependencies) is health
     assert overall(reversed(dependencies)) is health

@@ -65,7 +65,9 @@ class Twins(RuleBasedStateMachine):
     def call(self, probe: bool) -> None:
         self.both()
         call, taken = self.machine.begin(probe=probe), self.model.begin()
-        assert (call is None) == (taken is None), f"refused by {'the breaker' if call is None else 'the model'} alone"
+        assert (call is None) == (taken is None), (
+            f"refused by {'the breaker' if call is None else 'the model'} alone"
+        )
         if call is not None and taken is not None:
             assert self.machine.is_trial(call.token) == taken.trial
             self.calls.append((call, taken))
@@ -102,7 +104,10 @@ class Twins(RuleBasedStateMachine):
             self.machine.by_hand(verb)
             self.model.by_hand(verb)
 
-    @rule(seconds=st.sampled_from([0.0, 1.0, 2.0, 3.0, 5.0, 13.0, 100.0]), draw=st.sampled_from([0.0, 0.5, 0.75]))
+    @rule(
+        seconds=st.sampled_from([0.0, 1.0, 2.0, 3.0, 5.0, 13.0, 100.0]),
+        draw=st.sampled_from([0.0, 0.5, 0.75]),
+    )
     def wait(self, seconds: float, draw: float) -> None:
         self.machine.now += seconds
         self.machine.draw = draw
@@ -137,10 +142,17 @@ class Twins(RuleBasedStateMachine):
         if not hasattr(self, "machine"):
             return
         self.both()
-        model, machine = self.model, self.machine.clone()  # the breaker itself is not looked at: that is a rule
+        model, machine = (
+            self.model,
+            self.machine.clone(),
+        )  # the breaker itself is not looked at: that is a rule
         machine.look()
         model.time_passes()
-        assert (machine.state, machine.health, machine.breaker.held) == (model.state, model.health, model.held)
+        assert (machine.state, machine.health, machine.breaker.held) == (
+            model.state,
+            model.health,
+            model.held,
+        )
         if self.values["mode"] == "enforce":  # else calls are counted, too, that decide nothing
             assert machine.counters == model.counters
         assert machine.breaker.level == model.level

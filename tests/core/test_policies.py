@@ -17,13 +17,23 @@ from safehold._core.settings import BreakerSettings, Mode
 from safehold._core.window import CountWindow, TimeWindow
 from safehold._runtime.policies import BreakerPolicy, GatePolicy, ProbePolicy, check_policy
 
-NUMBERS = {"zero": 0, "negative": -1, "nan": math.nan, "inf": math.inf, "-inf": -math.inf, "text": "many", "list": [1]}
+NUMBERS = {
+    "zero": 0,
+    "negative": -1,
+    "nan": math.nan,
+    "inf": math.inf,
+    "-inf": -math.inf,
+    "text": "many",
+    "list": [1],
+}
 BOOLS = {"true": True, "false": False}
 
 
 def bad(policy: type, field: str, *kinds: str) -> list[Any]:
     values = {**NUMBERS, **BOOLS}
-    return [pytest.param(policy, field, values[kind], id=f"{policy.__name__}.{field}={kind}") for kind in kinds]
+    return [
+        pytest.param(policy, field, values[kind], id=f"{policy.__name__}.{field}={kind}") for kind in kinds
+    ]
 
 
 ALL = (*NUMBERS, *BOOLS)
@@ -222,7 +232,7 @@ def test_policies_are_frozen_values() -> None:
     """A policy cannot be changed behind the back of who uses it, and equals one with equal settings."""
     policy = BreakerPolicy(failures=3)
     with pytest.raises(ValidationError):
-        policy.failures = 4  # type: ignore[misc]
+        policy.failures = 4
     assert policy == BreakerPolicy(failures=3)
     assert policy != BreakerPolicy()
 
@@ -233,4 +243,4 @@ def test_a_policy_of_the_wrong_kind_is_refused_by_name() -> None:
     assert check_policy("policy", (mine := BreakerPolicy(failures=1)), BreakerPolicy) is mine
     for value in ({"failures": 1}, GatePolicy(), 5):
         with pytest.raises(ConfigurationError, match="policy must be a BreakerPolicy"):
-            check_policy("policy", value, BreakerPolicy)  # type: ignore[arg-type]
+            check_policy("policy", value, BreakerPolicy)

@@ -202,6 +202,33 @@ def test_exactly_once_and_in_order_under_threads(
         assert (story[-1].after, story[-1].breaker) == (report.state, report.breaker)
 
 
+def test_told_before_the_call_returns_whatever_others_do(health: Safehold, redis: Dependency) -> None:
+    """An event does not wait for what another thread happens to be in the middle of."""
+    told: list[Any] = []
+    health.subscribe(told.append)
+    engine = health._engine
+    inside, go = threading.Event(), threading.Event()
+
+    def step() -> None:
+        inside.set()
+        assert go.wait(PATIENCE)
+
+    other = threading.Thread(target=lambda: engine.run(step), daemon=True)
+
+    def busy() -> None:  # our step is over and its event is not told yet: the other thread begins one
+        engine.wake = answer
+        other.start()
+        assert inside.wait(PATIENCE)
+        threading.Timer(0.05, go.set).start()  # a teller that waits for the other thread may do so
+
+    engine.wake = busy
+    succeed(redis)
+    heard = len(told)
+    go.set()
+    other.join(PATIENCE)
+    assert heard == 1
+
+
 # --- listeners that misbehave -------------------------------------------------------------------------
 
 

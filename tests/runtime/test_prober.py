@@ -993,6 +993,25 @@ def test_loop_ends_although_a_probe_swallows_its_cancellation(health: Safehold, 
     assert in_time
 
 
+async def test_cancelled_while_leaving_still_gives_its_probes_up(health: Safehold, hang: Hang) -> None:
+    """A task that is cancelled once more on its way out leaves no flight taken."""
+    probe = Probe(hang, None)
+    redis = declared(health, probe, "sync")
+    running = health.running()
+    await running.__aenter__()
+    order(health)
+    await asyncio.to_thread(probe.wait_runs, 1)
+    leaving = asyncio.create_task(running.__aexit__(None, None, None))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await leaving
+    assert not health.status().probing
+    order(health)
+    await asyncio.to_thread(probe.wait_runs, 2)
+    assert redis.report().failures == 0
+
+
 def test_probe_given_up_by_stop_decides_nothing(
     home: Home, kind: str, health: Safehold, clock: ManualClock, watch: Watch, hang: Hang
 ) -> None:

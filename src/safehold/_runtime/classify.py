@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from .._core.breaker import Outcome
 from .._core.configuration import ConfigurationError
@@ -32,14 +32,13 @@ _BY_OUTCOME = {Outcome.SUCCESS: _ANSWERED, Outcome.FAILURE: _FAILED, Outcome.IGN
 
 def make_classifier(classify: object) -> Classifier | None:
     """Turn what people write into a function; raise `ConfigurationError` for what is none."""
-    kinds = classify if isinstance(classify, tuple) else (classify,)
-    if kinds and all(isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds):
-        return lambda error: isinstance(error, kinds)
     if classify is None:
         return None
+    kinds: Any = classify if isinstance(classify, tuple) else (classify,)
+    if kinds and all(isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds):
+        return lambda error: isinstance(error, kinds)
     if callable(classify) and not isinstance(classify, type) and not inspect.iscoroutinefunction(classify):
-        function: Classifier = classify
-        return function
+        return cast("Classifier", classify)
     msg = f"classify must be a plain function, an exception type or a tuple of them, got {classify!r}"
     raise ConfigurationError(msg)
 

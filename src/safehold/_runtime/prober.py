@@ -282,6 +282,7 @@ class LoopProber(Prober):
 
     async def stop(self) -> None:
         """End it; probes under way are given up, and no task is left."""
+        self.give_up_all()
         if self._main is not None:
             self._main.cancel()
             await asyncio.gather(self._main, return_exceptions=True)

@@ -73,11 +73,11 @@ class GuardTransport(httpx.BaseTransport):
 
     def __init__(self, inner: httpx.BaseTransport, dependency: Dependency) -> None:
         self._inner = inner
-        self._dependency = dependency
+        self.dependency = dependency
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request through a permit; raises `HttpxUnhealthy` when the breaker refuses."""
-        permit = _enter(self._dependency)
+        permit = _enter(self.dependency)
         try:
             response = self._inner.handle_request(request)
         except BaseException as error:
@@ -97,11 +97,11 @@ class AsyncGuardTransport(httpx.AsyncBaseTransport):
 
     def __init__(self, inner: httpx.AsyncBaseTransport, dependency: Dependency) -> None:
         self._inner = inner
-        self._dependency = dependency
+        self.dependency = dependency
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request through a permit; raises `HttpxUnhealthy` when the breaker refuses."""
-        permit = _enter(self._dependency)
+        permit = _enter(self.dependency)
         try:
             response = await self._inner.handle_async_request(request)
         except BaseException as error:
@@ -127,7 +127,7 @@ def _decided(permit: Permit, request: httpx.Request, response: httpx.Response) -
         permit.fail(ServerFaultError(response.status_code))
         return True
     empty = response.status_code in {204, 304} or response.headers.get("content-length") == "0"
-    if request.method == "HEAD" or empty:
+    if request.method == "HEAD" or empty or response.is_stream_consumed:
         permit.succeed()
         return True
     return False
@@ -178,29 +178,29 @@ def guard_client(client: C, dependency: Dependency, *, probe_path: str = "/") ->
     below 500 is one), unless it has one. Guarding twice is guarding once. Raises `ConfigurationError`
     for what is not an httpx client.
     """
-    kind = cast("object", client)
-    if not isinstance(kind, httpx.Client | httpx.AsyncClient):
+    if not isinstance(cast("object", client), httpx.Client | httpx.AsyncClient):
         msg = f"client must be an httpx.Client or httpx.AsyncClient, got {client!r}"
         raise ConfigurationError(msg)
+    wrap: Any = AsyncGuardTransport if isinstance(client, httpx.AsyncClient) else GuardTransport
     internals: Any = client
     inner = internals._transport
-    internals._transport = _wrap(inner, dependency)
-    internals._mounts = {pattern: _wrap(mount, dependency) for pattern, mount in internals._mounts.items()}
-    if not isinstance(inner, GuardTransport | AsyncGuardTransport):
-        base = client.base_url if client.base_url.host else httpx.URL("http://localhost")
-        dependency.provide(probe=_probe_for(inner, base.join(probe_path)), classify=classify)
+    if isinstance(inner, wrap):
+        if inner.dependency is not dependency:
+            msg = f"this client is guarded as {inner.dependency.name!r} already, not as {dependency.name!r}"
+            raise ConfigurationError(msg)
+        return client
+    internals._transport = wrap(inner, dependency)
+    internals._mounts = {
+        pattern: None if mount is None else wrap(mount, dependency)
+        for pattern, mount in internals._mounts.items()
+    }
+    base = client.base_url if client.base_url.host else httpx.URL("http://localhost")
+    probe = _probe_for(inner, base.join(probe_path), is_async=wrap is AsyncGuardTransport)
+    dependency.provide(probe=probe, classify=classify)
     return client
 
 
-def _wrap(transport: Any, dependency: Dependency) -> Any:
-    if transport is None or isinstance(transport, GuardTransport | AsyncGuardTransport):
-        return transport
-    if isinstance(transport, httpx.AsyncBaseTransport):
-        return AsyncGuardTransport(transport, dependency)
-    return GuardTransport(transport, dependency)
-
-
-def _probe_for(inner: Any, url: httpx.URL) -> Any:
+def _probe_for(inner: Any, url: httpx.URL, *, is_async: bool) -> Any:
     """Probe on a connection of its own; a transport that has none, such as a mock, is asked itself."""
     timeout = {"timeout": httpx.Timeout(PROBE_TIMEOUT).as_dict()}
     request = httpx.Request("GET", url, extensions=timeout)
@@ -218,7 +218,7 @@ def _probe_for(inner: Any, url: httpx.URL) -> Any:
 
     if isinstance(inner, httpx.HTTPTransport | httpx.AsyncHTTPTransport):
         return probe
-    return probe_inner_async if isinstance(inner, httpx.AsyncBaseTransport) else probe_inner
+    return probe_inner_async if is_async else probe_inner
 
 
 def _judge(response: httpx.Response) -> None:

@@ -29,6 +29,7 @@ from redis.exceptions import (
     LockError,
     MasterDownError,
     MaxConnectionsError,
+    OutOfMemoryError,
     PubSubError,
     ReadOnlyError,
     RedisError,
@@ -55,7 +56,10 @@ PROBE_TIMEOUT: Final = 0.5
 """Seconds that the default probe waits for a connection, and again for a reply."""
 
 _permit: ContextVar[Permit | None] = ContextVar("safehold_redis_permit", default=None)
-_SERVER_TROUBLE: Final = ("BUSY", "MISCONF", "NOREPLICAS", "LOADING", "OOM", "READONLY", "MASTERDOWN")
+_SERVER_ERRORS: Final = (
+    BusyLoadingError, ClusterDownError, MasterDownError, OutOfMemoryError, ReadOnlyError, TryAgainError,
+)  # fmt: skip
+_SERVER_WORDS: Final = ("BUSY", "MISCONF", "NOREPLICAS")  # troubles that redis-py has no class for
 
 
 class RedisUnhealthy(DependencyUnhealthy, RedisConnectionError):
@@ -74,15 +78,51 @@ def classify(error: Exception) -> Outcome | bool | Judgement:
     """
     if isinstance(error, MaxConnectionsError) or str(error) == "No connection available.":
         return UNANSWERED
-    if isinstance(
-        error, BusyLoadingError | ClusterDownError | MasterDownError | ReadOnlyError | TryAgainError
-    ):
+    if isinstance(error, _SERVER_ERRORS):
         return True
     if isinstance(error, WatchError):
         return isinstance(error.__context__, RedisConnectionError | RedisTimeoutError)
     if isinstance(error, ResponseError):
-        return str(error).split(" ", 1)[0] in _SERVER_TROUBLE
-    return not isinstance(error, DataError | PubSubError | LockError)
+        said = str(error).rpartition("caused error: ")[2]  # a pipeline says first which command it was
+        return said.split(" ", 1)[0] in _SERVER_WORDS
+    return not isinstance(error, DataError | PubSubError | LockError | UnicodeError)
+
+
+def _classify_wait(error: Exception) -> Outcome | bool | Judgement:
+    """Judge a command that waits for longer than its socket does: an idle queue is no outage."""
+    return UNANSWERED if isinstance(error, RedisTimeoutError) else classify(error)
+
+
+_SECONDS_LAST: Final = {"BLPOP", "BRPOP", "BLMOVE", "BRPOPLPUSH", "BZPOPMIN", "BZPOPMAX"}
+_SECONDS_FIRST: Final = {"BLMPOP", "BZMPOP"}
+_MILLISECONDS_LAST: Final = {"WAIT", "WAITAOF"}
+_READS: Final = {"XREAD", "XREADGROUP"}
+_WAITS: Final = _SECONDS_LAST | _SECONDS_FIRST | _MILLISECONDS_LAST | _READS
+
+
+def _outlives_socket(client: Any, args: tuple[Any, ...]) -> bool:
+    """Whether this is a command that the server may answer later than the client's socket will wait."""
+    if not args or args[0] not in _WAITS:
+        return False
+    wait = _block_time(args[0], args[1:])
+    limit = client.connection_pool.connection_kwargs.get("socket_timeout", 5.0)  # redis-py 8's own default
+    return wait is not None and limit is not None and (wait == 0 or wait >= limit)
+
+
+def _block_time(command: str, args: tuple[Any, ...]) -> float | None:
+    """Give the seconds for which a blocking command asks the server to wait; `None` for none."""
+    try:
+        if command in _SECONDS_LAST:
+            return float(args[-1])
+        if command in _SECONDS_FIRST:
+            return float(args[0])
+        if command in _MILLISECONDS_LAST:
+            return float(args[-1]) / 1000
+        words = [word.upper() if isinstance(word, str | bytes) else word for word in args]
+        block = next(i for i, word in enumerate(words) if word in ("BLOCK", b"BLOCK"))
+        return float(args[block + 1]) / 1000
+    except (IndexError, StopIteration, TypeError, ValueError):  # not well formed: the server will say so
+        return None
 
 
 def guard_client(client: C, dependency: Dependency) -> C:
@@ -140,7 +180,8 @@ def _forward(plain: Any, name: str) -> Any:
     def guarded(self: Any, *args: Any, **options: Any) -> Any:
         if self._safehold is None:
             return getattr(plain, name)(self, *args, **options)
-        with Permit(self._safehold, error=RedisUnhealthy, classify=classify) as permit:
+        judge = _classify_wait if _outlives_socket(self, args) else classify
+        with Permit(self._safehold, error=RedisUnhealthy, classify=judge) as permit:
             token = _permit.set(permit)
             try:
                 return getattr(plain, name)(self, *args, **options)
@@ -154,7 +195,8 @@ def _forward_async(plain: Any, name: str) -> Any:
     async def guarded(self: Any, *args: Any, **options: Any) -> Any:
         if self._safehold is None:
             return await getattr(plain, name)(self, *args, **options)
-        with Permit(self._safehold, error=RedisUnhealthy, classify=classify) as permit:
+        judge = _classify_wait if _outlives_socket(self, args) else classify
+        with Permit(self._safehold, error=RedisUnhealthy, classify=judge) as permit:
             token = _permit.set(permit)
             try:
                 return await getattr(plain, name)(self, *args, **options)
