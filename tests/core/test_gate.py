@@ -274,6 +274,14 @@ def test_reasons_name_the_dependency_its_state_since_when_and_why() -> None:
     )
 
 
+def test_an_unresolved_miss_says_what_has_answered_since() -> None:
+    """Nothing; or, after an outage, the trial that closed the breaker and no other call."""
+    assert "did not answer and none has answered since" in verdict(requires=(MISSED,)).reasons[0].text
+    told = verdict(requires=(SETTLING._replace(unresolved_miss=True),)).reasons
+    assert codes(told) == ["dependency_recovering", "unresolved_miss"]
+    assert "only a trial has answered since" in told[1].text
+
+
 def test_nobody_is_to_blame_for_a_reason_of_our_own() -> None:
     """A reason without a dependency carries the reserved name."""
     reason = blocked_by("budget", "too many", retry_after=None)

@@ -54,6 +54,19 @@ def test_a_probe_is_claimed_when_it_is_due_and_not_before() -> None:
     assert schedule.claim(100.0)
 
 
+def test_a_probe_that_decided_nothing_is_not_repeated_at_once() -> None:
+    """Its trial is due again, but the next probe keeps the distance of a time-out; a decision ends the distance."""
+    player = play("f +4 Px", **ROW)
+    schedule = plan(player, timeout=2.0)
+    assert schedule.claim(4.0)
+    schedule.done(5.0, draw=0.0, decided=False)
+    assert schedule.due() == 7.0
+    assert not schedule.claim(6.75)
+    assert schedule.claim(7.0)
+    schedule.done(8.0, draw=0.0)
+    assert schedule.due() == 8.0
+
+
 def test_an_order_is_due_at_once_and_is_used_up() -> None:
     """A block that wants proof has it asked for now; nobody has to ask twice."""
     schedule = plan(play("s", **ROW))

@@ -313,6 +313,7 @@ class Breaker:
         if not current:
             self._drop_late(trial, outcome, now)
         elif self._settings.mode is Mode.DISABLED:
+            self._count(outcome)
             self._resolve(taken, outcome)
         else:
             self._step(taken, outcome, now, draw=draw, cause=cause, slow=slow)
@@ -422,7 +423,16 @@ class Breaker:
             case BreakerState.HALF_OPEN, Outcome.IGNORED if taken is generation.trial:
                 generation.trial, generation.due = None, now
             case _:
-                pass  # let through by an observing breaker: its trial decides, not this call
+                self._count(outcome)  # let through by an observing breaker: its trial decides
+
+    def _count(self, outcome: Outcome) -> None:
+        """Count an outcome that nobody judges."""
+        generation = self.era.generation
+        if outcome is not Outcome.IGNORED:
+            next(generation.tally)
+        if outcome is Outcome.FAILURE:
+            generation.failed += 1
+            self.failures += 1
 
     def _succeed(self, taken: Era | Trial, now: float, *, slow: bool, draw: float) -> None:
         generation = self.era.generation

@@ -267,7 +267,7 @@ class Dependency:
         asked, self._cooldown_asked = self._cooldown_asked, generation
         if asked is generation or generation.state is not BreakerState.OPEN:
             return
-        if generation.held or generation.due <= generation.began:  # released, or begun again: due at once
+        if generation.held or generation.due <= max(generation.began, self._now()):  # due at once
             return
         state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]  # no retry runs
         state.attempt_number = max(1, self._breaker.level)

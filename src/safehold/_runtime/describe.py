@@ -25,4 +25,6 @@ def cause_of(error: BaseException) -> Cause:
                 return Cause(code=code, text=os.strerror(link.errno).lower())
             timed_out = timed_out or isinstance(link, TimeoutError)
         link = link.__cause__ or link.__context__
+    if not timed_out and ("Protocol" in code or "IncompleteRead" in code):
+        return Cause(code=code, text="broken answer")
     return Cause(code=code, text="timed out" if timed_out else code)

@@ -57,7 +57,7 @@ class Engine:
         self.mail.clear()
         self.wake, self.prober = _nobody, None
         self._lock = threading.RLock()
-        self._stepping = False  # guarded by _lock
+        self._stepping: int | None = None  # the thread that is in a step  # guarded by _lock
         self._waiting: deque[Callable[[], object]] = deque()  # guarded by _lock
         self._telling = threading.Lock()
         for subscription in self._subscriptions:
@@ -70,18 +70,18 @@ class Engine:
         again. What it wants then gives `interrupted()`, or else waits until the present step is done.
         """
         with self._lock:
-            if self._stepping:  # by this very thread: it holds the lock
+            if self._stepping is not None:  # by this very thread: it holds the lock
                 if interrupted is not None:
                     return interrupted()
                 self._waiting.append(step)
                 return cast("R", None)
-            self._stepping = True
+            self._stepping = threading.get_ident()
             try:
                 answer = step()
                 while self._waiting:
                     self._waiting.popleft()()
             finally:
-                self._stepping = False
+                self._stepping = None
             if self._waiting:  # it came between the last look and the flag
                 self.run(_nobody)
             return answer
@@ -98,7 +98,8 @@ class Engine:
     def deliver(self) -> None:
         """Tell the listeners. Call it after the lock is released, whenever `mail` is not empty."""
         self.wake()
-        while self.mail and not self._stepping and self._telling.acquire(blocking=False):
+        within = self._stepping == threading.get_ident()  # a signal handler, in the middle of a step
+        while self.mail and not within and self._telling.acquire(blocking=False):
             try:
                 self._tell_all()
             finally:

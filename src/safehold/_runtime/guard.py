@@ -18,6 +18,7 @@ from types import CellType, CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 from .._core.configuration import ConfigurationError
+from ..errors import Refused
 from .kinds import Kinds, around_async_generator, around_generator, named
 from .permit import Permit, missed, refused
 from .scope import innermost, scopes_open
@@ -99,18 +100,28 @@ def _stub(*, is_async: bool) -> CodeType:
 
 def _lazily(function: Any, dependency: Dependency, *, long: bool, is_async: bool) -> FunctionType:
     permit = partial(dependency.permit, long=long)
-    slow = (
-        _slow_async(function, permit)
-        if is_async
-        else _slow(function, permit, lambda: _await(wrapper, waiting))
-    )
-    waiting = _waiting(function, permit)
+    ended = _ended(permit)
+
+    def awaits(coroutine: Any) -> Any:
+        _switch(wrapper, lambda *args, **kwargs: ended(function(*args, **kwargs)))
+        return ended(coroutine)
+
+    slow = _slow_async(function, permit) if is_async else _slow(function, permit, awaits)
+    specialise = partial(_specialise, function=function, slow=slow, is_async=is_async)
 
     def first(*args: Any, **kwargs: Any) -> Any:
-        _specialise(wrapper, function, slow, is_async=is_async)
         with suppress(ValueError):  # some builtins do not say what they take
             inspect.signature(function).bind(*args, **kwargs)  # arguments that do not fit end here, uncounted
-        return slow(*args, **kwargs)
+        try:
+            result = slow(*args, **kwargs)
+        except Refused:
+            raise  # it was not called, so what it gives is not known yet
+        except BaseException:
+            specialise(wrapper)
+            raise
+        if is_async or not inspect.iscoroutine(result):
+            specialise(wrapper)
+        return result
 
     values = (
         dependency._breaker,
@@ -124,7 +135,7 @@ def _lazily(function: Any, dependency: Dependency, *, long: bool, is_async: bool
     return wrapper
 
 
-def _slow(function: Any, permit: Callable[[], Permit], awaits: Callable[[], None]) -> Callable[..., Any]:
+def _slow(function: Any, permit: Callable[[], Permit], awaits: Callable[[Any], Any]) -> Callable[..., Any]:
     def guarded(*args: Any, **kwargs: Any) -> Any:
         entered = permit().__enter__()
         try:
@@ -133,8 +144,8 @@ def _slow(function: Any, permit: Callable[[], Permit], awaits: Callable[[], None
             entered.fail(error)
             raise
         if inspect.iscoroutine(result):
-            awaits()
-            return _ended(entered, result)
+            entered.withdraw()
+            return awaits(result)
         entered.succeed()
         return result
 
@@ -153,33 +164,23 @@ def _slow_async(function: Any, permit: Callable[[], Permit]) -> Callable[..., An
 # call what it is. From then on its wrapper guards the coroutine and not the making of it.
 
 
-def _await(wrapper: FunctionType, waiting: Callable[..., Any]) -> None:
+def _switch(wrapper: FunctionType, to: Callable[..., Any]) -> None:
     cells = dict(zip(_NAMES, wrapper.__closure__ or (), strict=True))
-    cells["sh_slow"].cell_contents = waiting
+    cells["sh_slow"].cell_contents = to
     wrapper.__code__ = _stub(is_async=False).replace(
         co_name=wrapper.__name__, co_qualname=wrapper.__qualname__
     )
 
 
-def _waiting(function: Any, permit: Callable[[], Permit]) -> Callable[..., Any]:
+def _ended(permit: Callable[[], Permit]) -> Callable[[Any], Any]:
     async def ended(coroutine: Any) -> Any:
-        with permit():
-            return await coroutine
+        try:
+            with permit():
+                return await coroutine
+        finally:
+            coroutine.close()  # refused, it was never begun
 
-    def guarded(*args: Any, **kwargs: Any) -> Any:
-        return ended(function(*args, **kwargs))
-
-    return guarded
-
-
-async def _ended(entered: Permit, coroutine: Any) -> Any:
-    try:
-        result = await coroutine
-    except BaseException as error:
-        entered.fail(error)
-        raise
-    entered.succeed()
-    return result
+    return ended
 
 
 def _specialise(wrapper: FunctionType, function: Any, slow: Callable[..., Any], *, is_async: bool) -> None:

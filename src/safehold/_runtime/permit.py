@@ -99,6 +99,16 @@ class Permit:
         """Report what the call raised; the classifier decides what it means."""
         self._leave(error)
 
+    def withdraw(self) -> None:
+        """Give the permit back as if the call had never begun: it says nothing."""
+        if not self._done and self._taken is not None:
+            self._done = True
+            unshare(self._token)
+            if not self._shared:
+                self._settle(self._taken, Outcome.IGNORED, _ANSWERED, missed=False)
+            if self._scope is not None:
+                self._scope.end(self)
+
     def abandon(self) -> None:
         """Report that the call was given up before its answer was complete: ignored, and a miss."""
         self._leave(GeneratorExit())
