@@ -603,6 +603,7 @@ def test_coroutine_that_is_never_awaited(redis: Dependency, health: Safehold) ->
         return "answer"
 
     destroy = health.destructive("destroy")(answer)
+    assert asyncio.run(call()) == "answer"
     with health.scope("sweep"):
         for _ in range(3):
             call().close()

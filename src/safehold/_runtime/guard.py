@@ -100,10 +100,16 @@ def _stub(*, is_async: bool) -> CodeType:
 
 def _lazily(function: Any, dependency: Dependency, *, long: bool, is_async: bool) -> FunctionType:
     permit = partial(dependency.permit, long=long)
-    ended = _ended(permit)
+
+    async def ended(coroutine: Any) -> Any:
+        try:
+            with permit():
+                return await coroutine
+        finally:
+            coroutine.close()  # refused, it was never begun
 
     def awaits(coroutine: Any) -> Any:
-        _switch(wrapper, lambda *args, **kwargs: ended(function(*args, **kwargs)))
+        _switch(wrapper, _slow_async(function, permit))
         return ended(coroutine)
 
     slow = _slow_async(function, permit) if is_async else _slow(function, permit, awaits)
@@ -170,17 +176,6 @@ def _switch(wrapper: FunctionType, to: Callable[..., Any]) -> None:
     wrapper.__code__ = _stub(is_async=False).replace(
         co_name=wrapper.__name__, co_qualname=wrapper.__qualname__
     )
-
-
-def _ended(permit: Callable[[], Permit]) -> Callable[[Any], Any]:
-    async def ended(coroutine: Any) -> Any:
-        try:
-            with permit():
-                return await coroutine
-        finally:
-            coroutine.close()  # refused, it was never begun
-
-    return ended
 
 
 def _specialise(wrapper: FunctionType, function: Any, slow: Callable[..., Any], *, is_async: bool) -> None:
