@@ -460,18 +460,18 @@ def test_nothing_of_the_users_runs_under_the_lock(what: str) -> None:
 
     policy = POLICY.model_copy(update={"cooldown": AskingWait(ask)}) if what == "cooldown" else POLICY
     classify = (lambda _: ask() or True) if what == "classifier" else None
-    probed = threading.Event()
+    well = threading.Event()
 
     def probe() -> None:
         if what == "probe":
             ask()
-        probed.set()
 
     redis = health.dependency("redis", critical=True, policy=policy, classify=classify, probe=probe)
     destroy = health.destructive("destroy")(answer)
     handler = logging.Handler()
     handler.emit = lambda record: ask()  # type: ignore[method-assign]
     logger = logging.getLogger("safehold")
+    health.subscribe(lambda event: well.set() if isinstance(event, Transition) else None)
     if what == "listener":
         health.subscribe(lambda _: ask())
     elif what == "clock":
@@ -483,7 +483,7 @@ def test_nothing_of_the_users_runs_under_the_lock(what: str) -> None:
     try:
         with pytest.raises(OperationBlocked):
             destroy()
-        assert probed.wait(PATIENCE)
+        assert well.wait(PATIENCE), "the probe has answered"
         redis.guard(ask if what == "body" else answer)()
         fail(redis, 3)
         assert redis.breaker is BreakerState.OPEN

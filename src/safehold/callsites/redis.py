@@ -89,8 +89,12 @@ def classify(error: Exception) -> Outcome | bool | Judgement:
 
 
 def _classify_wait(error: Exception) -> Outcome | bool | Judgement:
-    """Judge a command that waits for longer than its socket does: an idle queue is no outage."""
-    return UNANSWERED if isinstance(error, RedisTimeoutError) else classify(error)
+    """Judge a command that waits for longer than its socket does: an idle queue is no outage.
+
+    A server that cannot even be connected to is one.
+    """
+    waited = isinstance(error, RedisTimeoutError) and "connecting" not in str(error).lower()
+    return UNANSWERED if waited else classify(error)
 
 
 _SECONDS_LAST: Final = {"BLPOP", "BRPOP", "BLMOVE", "BRPOPLPUSH", "BZPOPMIN", "BZPOPMAX"}
