@@ -180,12 +180,13 @@ def test_with_ones_own_servers_and_in_plain_text(place):
 
 FAKE = """
 import sys
-from safehold.testing import servers
+from safehold.testing._servers import redis
+from safehold.testing.servers import ServerUnavailable
 
 def nowhere(binary=None):
-    raise servers.ServerUnavailable(["nowhere"], None)
+    raise ServerUnavailable(["nowhere"], None)
 
-servers.find_redis_server = nowhere
+redis.find_redis_server = nowhere
 from safehold.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """

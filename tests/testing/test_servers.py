@@ -28,7 +28,10 @@ import httpx
 import pytest
 import redis as redis_py
 
-from safehold.testing import servers
+from safehold.testing._servers import api as api_module
+from safehold.testing._servers import place as place_module
+from safehold.testing._servers.place import Place
+from safehold.testing._servers.resp import converse
 from safehold.testing.servers import (
     ApiRequest,
     ApiServer,
@@ -260,7 +263,7 @@ def test_a_password_is_asked_for_and_hidden() -> None:
     """Without the password nobody gets in, and no user of the machine can read it."""
     with RedisServer(password="open sesame") as server:
         with pytest.raises(ErrorReply, match="NOAUTH"):
-            servers._converse(server.address, 5.0, ("PING",))
+            converse(server.address, 5.0, ("PING",))
         assert "sesame" not in repr(server._alive().args)
         files = [path for path in server._place().directory.rglob("*") if path.is_file()]
         assert any(b"sesame" in path.read_bytes() for path in files)
@@ -375,7 +378,7 @@ def test_half_a_reply_is_no_reply(tidy: Path, reply: bytes) -> None:
         listener.bind(str(path))
         listener.listen()
         with ThreadPoolExecutor(1) as pool:
-            answer = pool.submit(servers._converse, str(path), 5.0, ("PING",))
+            answer = pool.submit(converse, str(path), 5.0, ("PING",))
             with listener.accept()[0] as guest:
                 guest.recv(1000)
                 guest.sendall(reply)
@@ -501,14 +504,14 @@ def test_a_killed_server_keeps_its_port() -> None:
 def test_a_taken_port_is_given_up_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer of a stranger on the port is not taken for our server's; another port is tried."""
     with RedisServer(listen="tcp") as first:
-        move = servers._Place.move
+        move = Place.move
 
-        def into_the_arms_of_the_first(place: servers._Place) -> None:
-            monkeypatch.setattr(servers._Place, "move", move)
+        def into_the_arms_of_the_first(place: Place) -> None:
+            monkeypatch.setattr(Place, "move", move)
             move(place)
             place.address = first.address
 
-        monkeypatch.setattr(servers._Place, "move", into_the_arms_of_the_first)
+        monkeypatch.setattr(Place, "move", into_the_arms_of_the_first)
         with RedisServer(listen="tcp") as second:
             assert second.port != first.port
             assert f"process_id:{second.pid}\r\n" in str(second.command("INFO", "server"))
@@ -517,13 +520,13 @@ def test_a_taken_port_is_given_up_for_another(monkeypatch: pytest.MonkeyPatch) -
 def test_a_taken_port_is_an_error_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that finds no free port says so, and does not try for ever."""
     with RedisServer(listen="tcp") as first:
-        tries: list[servers._Place] = []
+        tries: list[Place] = []
 
-        def stay(place: servers._Place) -> None:
+        def stay(place: Place) -> None:
             tries.append(place)
             place.address = first.address
 
-        monkeypatch.setattr(servers._Place, "move", stay)
+        monkeypatch.setattr(Place, "move", stay)
         with pytest.raises(ServerNotReady, match="Address already in use"):
             RedisServer(listen="tcp").start()
         assert len(tries) == 3
@@ -1040,7 +1043,7 @@ def test_a_start_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tidy
         raise OSError(24, "too many open files")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="too many"):
-        patch.setattr(servers, "_listening", refuse)
+        patch.setattr(api_module, "_listening", refuse)
         api.start()
     assert list(tidy.iterdir()) == []
     with api:
@@ -1053,7 +1056,7 @@ def test_a_warden_that_cannot_start_leaves_nothing(monkeypatch: pytest.MonkeyPat
     def refuse(directory: Path) -> object:
         raise OSError(11, "no more processes")
 
-    monkeypatch.setattr(servers, "_warden", refuse)
+    monkeypatch.setattr(place_module, "_warden", refuse)
     for listen in LISTEN:
         with pytest.raises(OSError, match="no more"):
             RedisServer(listen=listen).start()
