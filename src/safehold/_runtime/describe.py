@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+from functools import lru_cache
+from typing import Any
 
 from .._core.breaker import Cause
 
@@ -12,6 +14,25 @@ _LONGEST = 20  # links of a chain that are looked at
 
 def cause_of(error: BaseException) -> Cause:
     """Give the type as the code, and words for people: the operating system's where it has some."""
+    if error.__cause__ is None and error.__context__ is None and not isinstance(error, OSError):
+        return _cause_of_type(type(error))
+    return _cause_of_chain(error)
+
+
+@lru_cache(maxsize=1000)
+def _cause_of_type(kind: Any) -> Cause:
+    """Give what an exception without a history means: its type alone says it."""
+    return _in_words(kind.__name__, timed_out="Timeout" in kind.__name__)
+
+
+def _in_words(code: str, *, timed_out: bool) -> Cause:
+    if timed_out:
+        return Cause(code=code, text="timed out")
+    broken = "Protocol" in code or "IncompleteRead" in code
+    return Cause(code=code, text="broken answer" if broken else code)
+
+
+def _cause_of_chain(error: BaseException) -> Cause:
     code = type(error).__name__
     timed_out = "Timeout" in code
     link: BaseException | None = error
@@ -25,6 +46,4 @@ def cause_of(error: BaseException) -> Cause:
                 return Cause(code=code, text=os.strerror(link.errno).lower())
             timed_out = timed_out or isinstance(link, TimeoutError)
         link = link.__cause__ or link.__context__
-    if not timed_out and ("Protocol" in code or "IncompleteRead" in code):
-        return Cause(code=code, text="broken answer")
-    return Cause(code=code, text="timed out" if timed_out else code)
+    return _in_words(code, timed_out=timed_out)

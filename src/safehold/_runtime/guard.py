@@ -20,24 +20,19 @@ from typing import TYPE_CHECKING, Any
 from .._core.configuration import ConfigurationError
 from ..errors import Refused
 from .kinds import Kinds, around_async_generator, around_generator, named
-from .permit import Permit, missed, refused
+from .permit import Permit, missed, refusal, turned_away
 from .scope import innermost, scopes_open
 
 if TYPE_CHECKING:
     from .dependency import Dependency
 
 _FAST = """\
-def factory(sh_breaker, sh_call, sh_missed, sh_refused, sh_slow):
+def factory(sh_breaker, sh_call, sh_missed, sh_refusal, sh_refused, sh_slow):
     {a}def guarded({parameters}):
         sh_era = sh_breaker.era
         if sh_era.ask or sh_scopes and sh_scope() is not None:
-            if sh_era.generation.refuses:
-                sh_error = sh_refused(sh_era.generation)
-                if sh_error is not None:
-                    try:
-                        raise sh_error
-                    finally:  # else the error and this frame would keep each other alive
-                        del sh_error
+            if sh_era.generation.refuses and sh_refused(sh_era.generation):
+                raise sh_refusal(sh_era.generation)
             return {w}sh_slow({arguments})
         try:
             sh_result = {w}sh_call({arguments})
@@ -49,13 +44,13 @@ def factory(sh_breaker, sh_call, sh_missed, sh_refused, sh_slow):
     return guarded
 """
 _STUB = """\
-def factory(sh_breaker, sh_call, sh_missed, sh_refused, sh_slow):
+def factory(sh_breaker, sh_call, sh_missed, sh_refusal, sh_refused, sh_slow):
     {a}def guarded(*args, **kwargs):
-        sh_breaker, sh_call, sh_missed, sh_refused
+        sh_breaker, sh_call, sh_missed, sh_refusal, sh_refused
         return {w}sh_slow(*args, **kwargs)
     return guarded
 """
-_NAMES = ("sh_breaker", "sh_call", "sh_missed", "sh_refused", "sh_slow")
+_NAMES = ("sh_breaker", "sh_call", "sh_missed", "sh_refusal", "sh_refused", "sh_slow")
 
 # what the compiled code finds among this module's names
 sh_everything, sh_next, sh_scope, sh_scopes = BaseException, next, innermost, scopes_open
@@ -133,7 +128,8 @@ def _lazily(function: Any, dependency: Dependency, *, long: bool, is_async: bool
         dependency._breaker,
         function,
         partial(missed, dependency),
-        partial(refused, dependency),
+        partial(refusal, dependency),
+        partial(turned_away, dependency),
         first,
     )
     cells = tuple(CellType(value) for value in values)

@@ -45,6 +45,11 @@ def mark(error: BaseException, key: int, era: int, dependency: str) -> None:
     marks[key] = Seen(era, dependency)
 
 
+def may_be_seen(error: BaseException) -> bool:
+    """Whether a guard may have met this object before, or one inside it."""
+    return _MARK in error.__dict__ or isinstance(error, BaseExceptionGroup)
+
+
 def seen_since(error: BaseException, key: int, era: int) -> bool:
     """Whether a guard of this dependency has counted this very object since `era` began."""
     marks = error.__dict__.get(_MARK)

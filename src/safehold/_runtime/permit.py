@@ -18,10 +18,10 @@ from .._core.breaker import Cause, Era, Generation, Outcome, Trial
 from .._core.configuration import ConfigurationError
 from .._core.health import BreakerState, HealthState
 from ..errors import DependencyUnhealthy
-from .classify import Classifier, judge
+from .classify import Classifier, Judgement, judge
 from .clock import at_wall
 from .describe import cause_of
-from .handling import mark, seen_since
+from .handling import mark, may_be_seen, seen_since
 from .scope import Scope, innermost, scopes_open
 
 if TYPE_CHECKING:
@@ -138,12 +138,8 @@ class Permit:
         if generation.trial is not None and generation.trial in _trials_here():
             self._taken, self._shared = generation.trial, True
             return
-        error = refused(dependency, generation, probe=self._probe, kind=self._error)
-        if error is not None:
-            try:
-                raise error
-            finally:  # else the error and this frame would keep each other alive
-                del error
+        if turned_away(dependency, generation, probe=self._probe):
+            raise refusal(dependency, generation, self._error)
         now, draw, breaker = dependency._now(), dependency._draw(), dependency._breaker
 
         def ask() -> tuple[Trial | Era | None, Generation]:
@@ -155,7 +151,7 @@ class Permit:
         taken, generation = dependency._engine.run(ask, interrupted=as_it_stands)
         dependency._settled()
         if taken is None:
-            raise _refusal(dependency, generation, self._error)
+            raise refusal(dependency, generation, self._error)
         self._taken = taken
         if not self._stepwise:
             self._token = self._share()
@@ -208,8 +204,11 @@ class Permit:
         cause = cause_of(error)
         if missed and self._scope is not None:
             self._scope.taint(dependency.name, cause.text)
-        # an object that came out of an inner guard of this dependency was counted there
-        news = judge(error, classify, partial(seen_since, key=dependency._key, era=self._era.number))
+        news = Judgement(outcome, missed)
+        if may_be_seen(
+            error
+        ):  # it may have come out of an inner guard of this dependency, and was counted there
+            news = judge(error, classify, partial(seen_since, key=dependency._key, era=self._era.number))
         outcome = Outcome.IGNORED if error is self._attempt else news.outcome
         self._attempt = None
         if self._shared and outcome is not Outcome.FAILURE:
@@ -223,8 +222,10 @@ class Permit:
         now, draw = dependency._now(), dependency._draw()
         limit = dependency._breaker.settings.slow_after
         slow = self._began is not None and limit is not None and now - self._began >= limit
-        settle = partial(dependency._breaker.settle, taken, outcome, now)
-        dependency._engine.run(partial(settle, draw=draw, cause=cause, slow=slow, missed=missed))
+        settle = dependency._breaker.settle
+        dependency._engine.run(
+            lambda: settle(taken, outcome, now, draw=draw, cause=cause, slow=slow, missed=missed)
+        )
         dependency._settled()
 
 
@@ -235,33 +236,26 @@ def missed(dependency: Dependency, era: Era, error: BaseException) -> None:
     permit._leave(error)
 
 
-def refused(
-    dependency: Dependency,
-    generation: Generation,
-    *,
-    probe: bool = False,
-    kind: type[DependencyUnhealthy] = DependencyUnhealthy,
-) -> DependencyUnhealthy | None:
-    """Give the error of a call that is surely turned away, without a lock; `None` if it may be a trial."""
-    if not generation.refuses:
-        return None
+def turned_away(dependency: Dependency, generation: Generation, *, probe: bool = False) -> bool:
+    """Whether a call is refused for sure, without taking a lock; if not, it may be a trial."""
     head_start = 0.0 if probe else dependency._breaker.head_start
-    if dependency._engine.clock.monotonic() >= generation.due + head_start:
-        return None
-    if generation.trial is not None and generation.trial in _trials_here():
-        return None
-    return _refusal(dependency, generation, kind)
+    return (
+        generation.refuses
+        and dependency._engine.clock.monotonic() < generation.due + head_start
+        and (generation.trial is None or generation.trial not in _trials_here())
+    )
 
 
-def _refusal(
-    dependency: Dependency, generation: Generation, kind: type[DependencyUnhealthy]
+def refusal(
+    dependency: Dependency, generation: Generation, kind: type[DependencyUnhealthy] = DependencyUnhealthy
 ) -> DependencyUnhealthy:
+    """Count a refusal and give its error. Raise it at once: a name for it would keep its frames alive."""
     next(generation.turned_away)
     if scopes_open and (scope := innermost()) is not None:
         scope.taint(dependency.name, "refused")
     if generation.notice is None:
         generation.notice = BreakerNotice(dependency, generation)
-    error = kind.__new__(kind)  # raising must stay cheap: what the constructor would check, is known
+    error = kind.__new__(kind)  # what the constructor would check, is known
     error._notice = generation.notice
     return error
 
