@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from .._core.breaker import Cause
 
@@ -15,7 +15,7 @@ _LONGEST = 20  # links of a chain that are looked at
 def cause_of(error: BaseException) -> Cause:
     """Give the type as the code, and words for people: the operating system's where it has some."""
     if error.__cause__ is None and error.__context__ is None and not isinstance(error, OSError):
-        return _cause_of_type(type(error))
+        return _cause_of_type(cast("Any", type(error)))
     return _cause_of_chain(error)
 
 
