@@ -210,10 +210,14 @@ class Dependency:
         self._settled()
 
     def _compare(self, old: Declaration, new: Declaration) -> None:
-        for field, was, wanted in zip(Declaration._fields, old, new, strict=True):
-            if was != wanted:
-                msg = f"dependency {self.name!r} is declared already with {field}={was!r}, not {wanted!r}"
-                raise ConfigurationError(msg)
+        differences = [
+            difference
+            for field, was, wanted in zip(Declaration._fields, old, new, strict=True)
+            for difference in _differences(field, was, wanted)
+        ]
+        if differences:
+            msg = f"dependency {self.name!r} is declared already with {', '.join(differences)}"
+            raise ConfigurationError(msg)
 
     def provide(self, *, probe: Probe | None = None, classify: Classifier | None = None) -> None:
         """Give it what a call site knows; what its declaration says goes first."""
@@ -352,6 +356,19 @@ class Dependency:
             late_dropped=breaker.late_dropped,
             probed=self._probe is not None,
         )
+
+
+def _differences(field: str, was: Any, wanted: Any) -> list[str]:
+    """Say in what two settings differ; of two policies, in which of their fields."""
+    if was == wanted:
+        return []
+    if hasattr(was, "model_fields_set") and type(was) is type(wanted):
+        return [
+            f"{field}.{name}={getattr(was, name)!r}, not {getattr(wanted, name)!r}"
+            for name in type(was).model_fields
+            if getattr(was, name) != getattr(wanted, name)
+        ]
+    return [f"{field}={was!r}, not {wanted!r}"]
 
 
 def check_probe(probe: object) -> None:
