@@ -52,6 +52,8 @@ class Entered(Protocol):
 
     def sharing(self) -> AbstractContextManager[object]: ...
 
+    def abandon(self) -> None: ...
+
 
 Entering = Callable[[tuple[Any, ...], dict[str, Any]], AbstractContextManager[Entered]]
 
@@ -78,8 +80,11 @@ def around_generator(function: Any, entering: Entering) -> Callable[..., Any]:
                     hand.append((yield hand.pop()))
                     step = inner.send
                 except GeneratorExit:
-                    inner.close()
-                    raise
+                    closed = inner.close()
+                    if closed is None:
+                        raise
+                    entered.abandon()  # what it gives when it is closed, since Python 3.13
+                    return closed
                 except BaseException as error:  # noqa: BLE001 - it is the inner generator's to handle
                     hand.append(error)
                     step = inner.throw

@@ -303,6 +303,9 @@ class _Passage:
     def sharing(self) -> AbstractContextManager[object]:
         return nullcontext()
 
+    def abandon(self) -> None:
+        pass
+
 
 def _subject_reader(
     function: Any, subject: str | None
