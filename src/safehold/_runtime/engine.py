@@ -45,7 +45,7 @@ class Engine:
     def __init__(self, clock: Clock, rng: random.Random) -> None:
         self.clock = clock
         self.rng = rng
-        self.wake: Callable[[], None] = _nobody  # tells the prober to look again
+        self.wake: Callable[[], None] = nobody  # tells the prober to look again
         self.prober: Any = None  # the one that runs, or ran
         self.repeats: dict[tuple[str, str], tuple[float, int]] = {}  # what the log has told lately
         self.mail: deque[Event] = deque()  # all breakers append to this one, in their steps
@@ -55,7 +55,7 @@ class Engine:
     def reborn(self) -> None:
         """Begin, also in a forked child: no lock is held, no thread alive, the parent's news is not ours."""
         self.mail.clear()
-        self.wake, self.prober = _nobody, None
+        self.wake, self.prober = nobody, None
         self._lock = threading.RLock()
         self._stepping: int | None = None  # the thread that is in a step  # guarded by _lock
         self._waiting: deque[Callable[[], object]] = deque()  # guarded by _lock
@@ -83,7 +83,7 @@ class Engine:
             finally:
                 self._stepping = None
             if self._waiting:  # it came between the last look and the flag
-                self.run(_nobody)
+                self.run(nobody)
             return answer
 
     @property
@@ -137,7 +137,7 @@ class Engine:
         return all(told)
 
 
-def _nobody() -> None:
+def nobody() -> None:
     """No prober runs."""
 
 

@@ -43,7 +43,7 @@ def named(wrapper: W, function: Any) -> W:
     if not hasattr(function, "__name__"):  # a partial, or an object with `__call__`
         inner = without_partials(function)
         known = inner if hasattr(inner, "__name__") else type(inner)
-        wrapper.__name__, wrapper.__qualname__ = known.__name__, known.__qualname__  # type: ignore[attr-defined]
+        wrapper.__name__, wrapper.__qualname__ = known.__name__, known.__qualname__  # type: ignore[attr-defined]  # functions, as above
     return wrapper
 
 

@@ -18,7 +18,7 @@ from . import scope as scopes
 from .classify import Classify, make_classifier
 from .clock import Clock, SystemClock
 from .dependency import Declaration, Dependency, Probe, check_probe
-from .engine import Engine, Listener, Subscription
+from .engine import Engine, Listener, Subscription, nobody
 from .fork import begin_again_in_children
 from .operations import Gate, Operation, gated, make_operation
 from .prober import STOP_TIMEOUT, LoopProber, ThreadProber
@@ -289,7 +289,7 @@ class Safehold:
         with self._starting:
             if engine.prober is not prober:
                 return False
-            engine.prober, engine.wake = None, _nobody
+            engine.prober, engine.wake = None, nobody
         self._give_head_starts()
         return True
 
@@ -313,10 +313,6 @@ class Safehold:
 
     def __repr__(self) -> str:
         return f"<Safehold {self.name!r}: {len(self._handles)} dependencies>"
-
-
-def _nobody() -> None:
-    """No prober runs."""
 
 
 class Running:

@@ -62,9 +62,9 @@ def main(argv: list[str]) -> int:
 
 def _played(options: argparse.Namespace, target: Any, noted: list[int]) -> Result:
     from . import play, verdict  # noqa: PLC0415 - needs the extra
-    from .lab import Lab  # noqa: PLC0415
-    from .result import result_of  # noqa: PLC0415
-    from .world import World  # noqa: PLC0415
+    from .lab import Lab  # noqa: PLC0415 - needs the extra
+    from .result import result_of  # noqa: PLC0415 - needs the extra
+    from .world import World  # noqa: PLC0415 - needs the extra
 
     def go_on() -> None:
         if noted:
