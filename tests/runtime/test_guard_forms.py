@@ -594,6 +594,21 @@ def test_plain_function_that_gives_a_coroutine(redis: Dependency, clock: ManualC
     assert redis.breaker is BreakerState.CLOSED
 
 
+def test_first_coroutine_of_a_plain_function_is_one_call(redis: Dependency, health: Safehold) -> None:
+    """The call in which a function shows that it gives coroutines takes one permit, and gives it back."""
+
+    @redis.guard
+    @undecorated
+    async def call() -> str:
+        return "answer"
+
+    destroy = health.destructive("destroy")(answer)
+    with health.scope("sweep"):
+        assert asyncio.run(call()) == "answer"
+        assert redis.report().successes == 1
+        assert destroy() == "answer"
+
+
 def test_coroutine_that_is_never_awaited(redis: Dependency, health: Safehold) -> None:
     """A coroutine that somebody made and threw away was no call: nothing is in flight for ever."""
 
