@@ -170,7 +170,7 @@ def test_guarded_client_is_the_client_that_it_was(
     assert side.do(client.post, "/x", json={"b": 2}).json() == {"b": 2}
     assert side.do(client.request, "GET", "/x").status_code == 200
     assert side.do(client.send, client.build_request("GET", "/x")).status_code == 200
-    report = dependency.report()
+    report = dependency.status()
     assert (report.state, report.successes, report.failures) == (HealthState.HEALTHY, 4, 0)
 
 
@@ -181,7 +181,7 @@ def test_guarding_twice_is_guarding_once(
     client = connect()
     guard_client(guard_client(client, dependency), dependency)
     side.do(client.get, "/x")
-    assert dependency.report().successes == 1
+    assert dependency.status().successes == 1
 
 
 def test_client_of_another_dependency_is_turned_away(
@@ -192,7 +192,7 @@ def test_client_of_another_dependency_is_turned_away(
     with pytest.raises(ConfigurationError, match=r"api.*other"):
         guard_client(client, health["other"])
     side.do(client.get, "/x")
-    assert dependency.report().successes == 1
+    assert dependency.status().successes == 1
 
 
 @pytest.mark.parametrize("thing", [None, "http://api", httpx.Client, httpx, 1.5], ids=repr)
@@ -214,7 +214,7 @@ def test_mounts_are_guarded_as_well(
     guard_client(keep(client), dependency)
     side.do(client.get, "http://mounted/x")
     side.do(client.get, "http://other/x")
-    assert dependency.report().successes == 2
+    assert dependency.status().successes == 2
     make_open(dependency)
     for url in ("http://mounted/x", "http://other/x", "http://off/x"):
         raises(HttpxUnhealthy, lambda: side.do(client.get, url))  # noqa: B023 - called here
@@ -287,7 +287,7 @@ def test_transports_without_a_network_are_guarded_too(
     assert seen == ["/health"]
     assert side.do(client.get, "/x").json() == {}
     assert seen == ["/health", "/x"]
-    assert dependency.report().successes == 2
+    assert dependency.status().successes == 2
 
 
 # --- refusals -----------------------------------------------------------------------------------------
@@ -372,7 +372,7 @@ def test_fault_is_counted_once_and_passes_untouched_and_a_probe_finds_the_way_ba
     for count, state in ((1, HealthState.DEGRADED), (2, HealthState.UNHEALTHY)):
         error = raises(httpx.TransportError, lambda: side.do(client.get, "/big"))
         assert type(error) in kinds
-        assert dependency.report().failures == count
+        assert dependency.status().failures == count
         assert dependency.state is state
     mark = last(proxy)
     raises(HttpxUnhealthy, lambda: side.do(client.get, "/big"))
@@ -396,7 +396,7 @@ def test_fault_on_a_pooled_connection_counts_once(
     with health.scope("work") as scope:
         raises(httpx.TransportError, lambda: side.do(client.get, "/big"))
         assert scope.tainted
-    report = dependency.report()
+    report = dependency.status()
     assert (report.failures, report.state) == (1, HealthState.DEGRADED)
 
 
@@ -416,9 +416,9 @@ def test_probe_fails_as_long_as_the_fault_lasts(
     FAULTS[fault][0](proxy)
     health.start()
     for _ in range(2):
-        before = dependency.report().generation
+        before = dependency.status().generation
         clock.advance(COOLDOWN)
-        watch.until(lambda: dependency.report().generation == before + 2)  # noqa: B023 - waited for here
+        watch.until(lambda: dependency.status().generation == before + 2)  # noqa: B023 - waited for here
         assert dependency.breaker is BreakerState.OPEN
     raises(HttpxUnhealthy, lambda: side.do(client.get, "/x"))
 
@@ -461,7 +461,7 @@ def test_body_that_stalls_after_200_counts(
     with health.scope("work") as scope:
         raises(httpx.ReadTimeout, lambda: side.do(client.get, "/"))
         assert scope.tainted
-    assert dependency.report().failures == 1
+    assert dependency.status().failures == 1
     server.close()
 
 
@@ -478,7 +478,7 @@ def test_server_faults_count_and_every_response_arrives(
     if status not in {204, 304}:
         assert response.json() == {"status": status}
     fault = status in {500, 502, 503, 504}
-    report = dependency.report()
+    report = dependency.status()
     assert report.failures == fault
     assert report.state is (HealthState.DEGRADED if fault else HealthState.HEALTHY)
 
@@ -505,7 +505,7 @@ def test_answer_without_a_body_is_complete_with_its_head(
     """Nothing is waited for where nothing comes: also if the caller streams and never reads."""
     with health.scope("work") as scope:
         response = side.do(client.send, client.build_request(method, path), stream=True)
-        assert dependency.report().successes == 1
+        assert dependency.status().successes == 1
         assert not health.check("nothing").remarks
         side.do(response.aclose if side.is_async else response.close)
         assert not scope.tainted
@@ -521,7 +521,7 @@ def test_caller_mistakes_do_not_count(
             raises(httpx.UnsupportedProtocol, lambda: side.do(client.get, "ftp://api/x"))
             raises(httpx.InvalidURL, lambda: side.do(client.get, "http://api:port/"))
         assert not scope.tainted
-    assert dependency.report().failures == 0
+    assert dependency.status().failures == 0
 
 
 MEANING: dict[str, tuple[Exception, Outcome, bool]] = {
@@ -555,8 +555,8 @@ def test_full_pool_is_no_failure_and_a_miss(
     with health.scope("work") as scope:
         raises(httpx.PoolTimeout, lambda: side.do(client.get, "/x"))
         assert scope.tainted
-    assert dependency.report().failures == 0
-    assert dependency.report().unresolved_miss
+    assert dependency.status().failures == 0
+    assert dependency.status().unresolved_miss
     held.close()
     side.do(client.get, "/x")
     assert dependency.state is HealthState.HEALTHY
@@ -573,10 +573,10 @@ def test_stream_is_answered_when_it_was_read_to_its_end(
     side.do(client.get, "/x")
     with health.scope("work") as scope:
         stream = Stream(side, client, "/big")
-        assert dependency.report().successes == 1
+        assert dependency.status().successes == 1
         assert "call_in_flight" in {reason.code for reason in health.check("reap").reasons}
         assert stream.read() == BIG
-        assert dependency.report().successes == 2
+        assert dependency.status().successes == 2
         stream.close()
         assert not scope.tainted
         assert health.check("reap")
@@ -592,7 +592,7 @@ def test_stream_that_was_closed_early_is_abandoned(
         assert stream.part()
         stream.close()
         assert scope.tainted
-    report = dependency.report()
+    report = dependency.status()
     assert (report.failures, report.successes, report.state) == (0, 1, HealthState.DEGRADED)
 
 
@@ -610,7 +610,7 @@ def test_stream_that_breaks_half_way_counts(
 
         raises(httpx.RemoteProtocolError, read_on)
         assert scope.tainted
-    assert dependency.report().failures == 1
+    assert dependency.status().failures == 1
 
 
 def test_response_that_is_never_closed_holds_nobody_up(
@@ -637,7 +637,7 @@ def test_response_that_came_complete_is_answered(
     health.destructive("reap", requires=["api"])(lambda: None)
     with health.scope("work") as scope:
         assert side.do(client.get, "/x").json() == {"a": 1}
-        assert dependency.report().successes == 1
+        assert dependency.status().successes == 1
         assert not scope.tainted
         assert health.check("reap")
 
@@ -766,7 +766,7 @@ async def test_cancelled_request_decides_nothing_and_is_a_miss(
             clock.advance(COOLDOWN)
         else:
             await client.get("/x")
-        before = dependency.report().failures
+        before = dependency.status().failures
         begun = asyncio.Event()
 
         async def call() -> None:
@@ -788,7 +788,7 @@ async def test_cancelled_request_decides_nothing_and_is_a_miss(
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert scope.tainted
-        assert dependency.report().failures == before
+        assert dependency.status().failures == before
         proxy.clear()
         assert (await client.get("/x")).status_code == 200
         assert dependency.breaker is BreakerState.CLOSED
@@ -910,7 +910,7 @@ def test_two_hundred_faulted_calls_leave_nothing_open(
         if index % 3 == 0:
             proxy.clear()
             assert side.do(client.get, "/x").json() == {"a": 1}
-    assert dependency.report().failures == 200
+    assert dependency.status().failures == 200
     proxy.clear()
     side.do(client.get, "/x")
     gc.collect()

@@ -120,7 +120,7 @@ def test_guarded_client_is_the_client_that_it_was(
     assert side.do(client.incr, "a") == 2
     assert side.do(client.hset, "h", mapping={"x": 1}) == 1
     assert side.do(client.ping)
-    report = dependency.report()
+    report = dependency.status()
     assert (report.state, report.successes, report.failures) == (HealthState.HEALTHY, 5, 0)
     assert report.probed
 
@@ -165,7 +165,7 @@ def test_subclass_of_the_users_stays_what_it_is(
     assert isinstance(client, Store)
     assert type(client).__name__ == "Store"
     assert side.do(client.fetch, "nothing") is None
-    assert dependency.report().successes == 1
+    assert dependency.status().successes == 1
 
 
 def test_guarding_twice_is_guarding_once(
@@ -176,7 +176,7 @@ def test_guarding_twice_is_guarding_once(
     kind = type(guard_client(client, dependency))
     assert type(guard_client(client, dependency)) is kind
     side.do(client.get, "a")
-    assert dependency.report().successes == 1
+    assert dependency.status().successes == 1
 
 
 def test_client_of_another_dependency_is_turned_away(
@@ -206,9 +206,9 @@ def test_unguarded_client_of_the_same_pool_stays_unguarded(
     with proxy.reset():
         error = raises(redis.ConnectionError, lambda: side.do(other.get, "a"))
     assert not isinstance(error, DependencyUnhealthy)
-    assert dependency.report().failures == 0
+    assert dependency.status().failures == 0
     side.do(other.get, "a")
-    assert dependency.report().successes == 0
+    assert dependency.status().successes == 0
 
 
 # --- refusals -----------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_refusal_is_both_errors_and_never_reaches_the_wire(
     pipeline.get("a")
     raises(RedisUnhealthy, lambda: side.do(pipeline.execute))
     assert since(proxy, mark) == []
-    assert dependency.report().refusals == 4
+    assert dependency.status().refusals == 4
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e))])
@@ -290,7 +290,7 @@ def test_fault_is_counted_and_passes_untouched_and_a_probe_finds_the_way_back(
         error = raises(Exception, lambda: side.do(client.get, "a"))
         # asyncio over a unix socket tells a time-out of the handshake as a `ConnectionError`
         assert type(error) in {kind, redis.ConnectionError if count == 2 else kind}
-        assert dependency.report().failures == count
+        assert dependency.status().failures == count
         assert dependency.state is state
     mark = last(proxy)
     raises(RedisUnhealthy, lambda: side.do(client.get, "a"))
@@ -319,9 +319,9 @@ def test_probe_fails_as_long_as_the_fault_lasts(
     FAULTS[fault][0](proxy)
     health.start()
     for _ in range(2):
-        before = dependency.report().generation
+        before = dependency.status().generation
         clock.advance(COOLDOWN)
-        watch.until(lambda: dependency.report().generation == before + 2)  # noqa: B023 - waited for here
+        watch.until(lambda: dependency.status().generation == before + 2)  # noqa: B023 - waited for here
         assert dependency.breaker is BreakerState.OPEN
     raises(RedisUnhealthy, lambda: side.do(client.get, "a"))
 
@@ -338,7 +338,7 @@ def test_call_that_fails_counts_once(
         side.do(client.set, "a", "1")
     FAULTS[fault][0](proxy)
     raises(redis.RedisError, lambda: side.do(client.get, "a"))
-    assert dependency.report().failures == 1
+    assert dependency.status().failures == 1
 
 
 # --- redis-py's own retries ---------------------------------------------------------------------------
@@ -363,7 +363,7 @@ def test_breaker_opens_during_the_retries_and_ends_them(
     mark = last(proxy)
     error = raises(redis.ConnectionError, lambda: side.do(client.get, "a"))
     assert type(error) is redis.ConnectionError
-    assert dependency.report().failures == 3
+    assert dependency.status().failures == 3
     assert dependency.breaker is BreakerState.OPEN
     assert len(since(proxy, mark, "accept")) <= 3
     raises(RedisUnhealthy, lambda: side.do(client.get, "a"))
@@ -380,7 +380,7 @@ def test_silent_server_is_asked_no_more_often_than_the_limit(
     mark = last(proxy)
     error = raises(redis.RedisError, lambda: side.do(client.get, "a"))
     assert type(error) in {redis.TimeoutError, redis.ConnectionError}
-    assert dependency.report().failures == 3
+    assert dependency.status().failures == 3
     assert len(since(proxy, mark, "accept")) <= 3
     proxy.clear()
 
@@ -396,7 +396,7 @@ def test_hidden_attempts_are_no_miss_if_the_call_answers(
         proxy.drop_reply(count=1, how="close")
         assert side.do(client.get, "a") == b"1"
         assert not scope.tainted
-    report = dependency.report()
+    report = dependency.status()
     assert (report.failures, report.unresolved_miss, report.state) == (1, False, HealthState.HEALTHY)
 
 
@@ -463,7 +463,7 @@ def test_application_error_is_no_failure_and_no_miss(
             error = raises(kind, lambda: side.do(call, client))
             assert not isinstance(error, DependencyUnhealthy)
         assert not scope.tainted
-    report = dependency.report()
+    report = dependency.status()
     assert (report.failures, report.state) == (0, HealthState.HEALTHY)
 
 
@@ -479,7 +479,7 @@ def test_mistake_in_a_pipeline_is_no_failure_either(
             pipeline.lpush("text", "x")
             raises(redis.ResponseError, lambda: side.do(pipeline.execute))  # noqa: B023 - called here
         assert not scope.tainted
-    assert dependency.report().failures == 0
+    assert dependency.status().failures == 0
 
 
 def test_reply_that_is_no_text_is_an_answer(
@@ -490,7 +490,7 @@ def test_reply_that_is_no_text_is_an_answer(
     side.do(client.set, "bytes", b"\xff\xfe")
     for _ in range(3):
         raises(UnicodeDecodeError, lambda: side.do(client.get, "bytes"))
-    assert dependency.report().failures == 0
+    assert dependency.status().failures == 0
 
 
 TROUBLE: dict[str, tuple[Exception, Outcome, bool]] = {
@@ -549,7 +549,7 @@ def test_server_without_memory_is_a_failure(
             keep(side.pick(redis.Redis, redis.asyncio.Redis)(unix_socket_path=server.path)), dependency
         )
         raises(exceptions.OutOfMemoryError, lambda: side.do(client.set, "a", "1"))
-        assert dependency.report().failures == 1
+        assert dependency.status().failures == 1
 
 
 @pytest.mark.parametrize("blocking", [False, True])
@@ -573,7 +573,7 @@ def test_full_pool_is_no_failure_and_a_miss(
         for _ in range(3):
             raises(redis.ConnectionError, lambda: side.do(client.get, "a"))
         assert scope.tainted
-    report = dependency.report()
+    report = dependency.status()
     assert (report.failures, report.state) == (0, HealthState.DEGRADED)
     side.do(pool.release, taken)
     side.do(client.get, "a")
@@ -600,7 +600,7 @@ def test_wait_that_outlives_the_socket_timeout_is_no_failure(
     with health.scope("work") as scope:
         raises(redis.TimeoutError, lambda: side.do(BLOCKING[command], client))
         assert scope.tainted
-    assert dependency.report().failures == 0
+    assert dependency.status().failures == 0
     assert dependency.state is HealthState.DEGRADED
 
 
@@ -613,7 +613,7 @@ def test_wait_that_ends_before_the_socket_timeout_is_judged_like_any_call(
     assert dependency.state is HealthState.HEALTHY
     proxy.hang()
     raises(redis.TimeoutError, lambda: side.do(client.blpop, "queue", 0.05))
-    assert dependency.report().failures == 1
+    assert dependency.status().failures == 1
 
 
 # --- cancellation -------------------------------------------------------------------------------------
@@ -647,7 +647,7 @@ async def test_cancelled_command_decides_nothing_and_is_a_miss(
                 with pytest.raises(asyncio.CancelledError):
                     await task
             assert scope.tainted
-        report = dependency.report()
+        report = dependency.status()
         assert (report.failures, report.state) == (0, HealthState.DEGRADED)
         proxy.clear()
         assert await client.get("a") == b"1"
@@ -693,7 +693,7 @@ def test_pipeline_is_one_call_and_stays_a_pipeline(
         pipeline.incr("a")
         pipeline.get("a")
         assert side.do(pipeline.execute) == [True, 2, b"2"]
-    assert dependency.report().successes == 2
+    assert dependency.status().successes == 2
 
 
 @pytest.mark.parametrize("fault", ["hang", "reset", "cut in mid reply"])
@@ -710,7 +710,7 @@ def test_pipeline_that_fails_counts_once(
         inject(proxy)
         assert type(raises(kind, lambda: side.do(pipeline.execute))) is kind
         assert scope.tainted
-    assert dependency.report().failures == 1
+    assert dependency.status().failures == 1
 
 
 def test_watched_transaction(side: Side, client: Any, dependency: Dependency) -> None:
@@ -736,7 +736,7 @@ def test_watched_transaction(side: Side, client: Any, dependency: Dependency) ->
             await pipeline.execute()
 
     raises(redis.WatchError, lambda: side.do(side.pick(sync_body, async_body)))
-    assert dependency.report().failures == 0
+    assert dependency.status().failures == 0
     assert dependency.state is HealthState.HEALTHY
 
     def add(pipeline: Any) -> None:
@@ -768,8 +768,8 @@ def test_line_that_breaks_while_watching_counts(
             await pipeline.get("a")
 
     raises(redis.RedisError, lambda: side.do(side.pick(sync_body, async_body)))
-    assert 1 <= dependency.report().failures <= 2  # redis-py may try to take the watch back
-    assert dependency.report().unresolved_miss
+    assert 1 <= dependency.status().failures <= 2  # redis-py may try to take the watch back
+    assert dependency.status().unresolved_miss
 
 
 # --- the default probe --------------------------------------------------------------------------------
@@ -945,7 +945,7 @@ def test_two_hundred_faulted_calls_leave_nothing_open(
         if index % 3 == 0:
             proxy.clear()
             assert side.do(client.get, "a") == b"1"
-    assert dependency.report().failures == 200
+    assert dependency.status().failures == 200
     assert not pool._in_use_connections
     proxy.clear()
     side.do(pool.disconnect)
@@ -972,9 +972,9 @@ def test_failed_probes_leave_nothing_open(
     proxy.cut(after=1)
     health.start()
     for _ in range(20):
-        generation = dependency.report().generation
+        generation = dependency.status().generation
         clock.advance(COOLDOWN)
-        watch.until(lambda: dependency.report().generation == generation + 2)  # noqa: B023 - waited for here
+        watch.until(lambda: dependency.status().generation == generation + 2)  # noqa: B023 - waited for here
     health.stop()
     wait_for_quiet(proxy)
     gc.collect()

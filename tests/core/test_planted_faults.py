@@ -171,7 +171,7 @@ FAULTS = {
         "elif taken is None:",
     ),
     "the table forgets the miss": Fault(
-        "if missed or rates_high:", "if rates_high:", "fold", file="health.py"
+        "if missed or rates_high or impaired:", "if rates_high or impaired:", "fold", file="health.py"
     ),
 }
 

@@ -100,9 +100,9 @@ def test_declared_twice_alike(health: Safehold) -> None:
     handle = health.dependency("redis", **SETTINGS)
     fail(handle)
     again = {**SETTINGS, "policy": POLICY.model_copy(), "probe_policy": ProbePolicy(timeout=2.0)}
-    before = handle.report()
+    before = handle.status()
     assert health.dependency("redis", **again) is handle
-    assert handle.report() == before
+    assert handle.status() == before
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_what_the_verbs_do(redis: Dependency, clock: ManualClock) -> None:
     """Trip opens for one cooldown, hold until released, release makes a trial due, reset closes."""
     redis.trip("tested")
     assert (redis.breaker, redis.retry_after, redis.held) == (BreakerState.OPEN, 10.0, False)
-    assert redis.report().cause == "tested"
+    assert redis.status().cause == "tested"
     redis.hold("maintenance")
     assert (redis.breaker, redis.retry_after, redis.held) == (BreakerState.OPEN, None, True)
     redis.trip("changes nothing")
@@ -308,7 +308,7 @@ def test_what_the_verbs_do(redis: Dependency, clock: ManualClock) -> None:
     redis.release("done")
     assert (redis.breaker, redis.retry_after, redis.held) == (BreakerState.OPEN, 0.0, False)
     redis.reset("checked")
-    assert (redis.breaker, redis.retry_after, redis.report().level) == (BreakerState.CLOSED, 0.0, 0)
+    assert (redis.breaker, redis.retry_after, redis.status().level) == (BreakerState.CLOSED, 0.0, 0)
     redis.release("changes nothing")
     assert redis.breaker is BreakerState.CLOSED
 

@@ -395,4 +395,4 @@ def test_a_number_of_the_system_is_said_in_words(health: Safehold) -> None:
         dependency = health.dependency(f"d{index}")
         with contextlib.suppress(OSError), dependency.permit():
             raise error
-        assert dependency.report().cause == words
+        assert dependency.status().cause == words

@@ -198,7 +198,7 @@ def test_exactly_once_and_in_order_under_threads(
                 before.held,
             )
             assert before.generation <= after.generation
-        report = dependency.report()
+        report = dependency.status()
         assert (story[-1].after, story[-1].breaker) == (report.state, report.breaker)
 
 

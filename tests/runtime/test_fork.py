@@ -194,8 +194,8 @@ for fails in (False, True):
             with contextlib.suppress(OSError):
                 inner.__exit__(*((OSError, OSError(), None) if fails else (None, None, None)))
             assert redis.state is HealthState.UNKNOWN, redis.state
-            assert redis.report().failures == 0
-            assert redis.report().late_dropped == 1
+            assert redis.status().failures == 0
+            assert redis.status().late_dropped == 1
         inner = redis.permit()
         inner.__enter__()
         child(work)

@@ -1536,7 +1536,7 @@ def test_probes_are_single_flight(health: Safehold) -> None:
         blocked(destroy)
     assert probe.calls == 1
     probe.go.set()
-    wait_for(health, lambda: redis.report().failures == 1)
+    wait_for(health, lambda: redis.status().failures == 1)
     wait_for_probe_end(redis)
     probe.error = None
     blocked(destroy)

@@ -67,7 +67,7 @@ def test_success(form: Form, redis: Dependency) -> None:
     assert redis.state is HealthState.UNKNOWN
     for _ in range(4):
         assert call() == "answer"
-    report = redis.report()
+    report = redis.status()
     assert (report.state, report.successes, report.failures) == (HealthState.HEALTHY, 4, 0)
 
 
@@ -77,10 +77,10 @@ def test_failure(form: Form, redis: Dependency) -> None:
     for _ in range(2):
         with pytest.raises(Down):
             failing()
-    assert (redis.state, redis.report().failures) == (HealthState.DEGRADED, 2)
-    assert redis.report().unresolved_miss
+    assert (redis.state, redis.status().failures) == (HealthState.DEGRADED, 2)
+    assert redis.status().unresolved_miss
     working()
-    assert (redis.state, redis.report().unresolved_miss) == (HealthState.HEALTHY, False)
+    assert (redis.state, redis.status().unresolved_miss) == (HealthState.HEALTHY, False)
     for _ in range(2):
         with pytest.raises(Down):
             failing()
@@ -105,7 +105,7 @@ def test_refusal(form: Form, redis: Dependency, clock: ManualClock) -> None:
     assert (error.dependency, error.state, error.reason) == ("redis", HealthState.UNHEALTHY, "breaker_open")
     assert error.retry_after == COOLDOWN - 4
     assert abs((error.since - tripped).total_seconds()) < 1e-3
-    assert redis.report().refusals == 1
+    assert redis.status().refusals == 1
     assert error.__cause__ is None
     assert error.__context__ is None
     clock.advance(5)
@@ -136,7 +136,7 @@ def test_interruption_is_ignored(form: Form, redis: Dependency, interruption: ty
     for _ in range(10):
         with pytest.raises(interruption):
             call()
-    report = redis.report()
+    report = redis.status()
     assert (report.breaker, report.failures) == (BreakerState.CLOSED, 0)
     assert (report.state, report.unresolved_miss) == (HealthState.DEGRADED, True)
     working()
@@ -198,7 +198,7 @@ def test_own_exception_is_untouched(form: Form, redis: Dependency, error: Except
         assert (error.args, error.__cause__, error.__context__) == (args, cause, context)
         assert error.__suppress_context__
         assert getattr(error, "__notes__", ["noted"]) == ["noted"]
-    assert redis.report().failures == 2
+    assert redis.status().failures == 2
 
 
 def test_tripping_call_raises_its_own_exception(form: Form, redis: Dependency) -> None:
@@ -226,9 +226,9 @@ def test_disabled_and_undeclared_refuse_nothing(form: Form, health: Safehold) ->
             with pytest.raises(Down):
                 call()
         assert dependency.state is HealthState.UNKNOWN
-        assert dependency.report().unresolved_miss
+        assert dependency.status().unresolved_miss
         assert form.guard(dependency, answer)() == "answer"
-        assert not dependency.report().unresolved_miss
+        assert not dependency.status().unresolved_miss
     assert health.status().undeclared == ("undeclared",)
 
 
@@ -240,7 +240,7 @@ def test_observed_breaker_decides_and_never_refuses(form: Form, health: Safehold
     make_open(watched)
     assert call() == "answer"
     assert (watched.state, watched.breaker) == (HealthState.UNHEALTHY, BreakerState.OPEN)
-    assert watched.report().suppressed == 1
+    assert watched.status().suppressed == 1
 
 
 # --- what a wrapper keeps -----------------------------------------------------------------------------
@@ -504,13 +504,13 @@ def test_a_call_with_wrong_arguments_was_never_made(redis: Dependency, calls_bef
     for _ in range(calls_before):
         call(1)
         finish(awaited(1))
-    before = redis.report()
+    before = redis.status()
     for wrong in ((), (1, 2)):
         with pytest.raises(TypeError):
             call(*wrong)
         with pytest.raises(TypeError):
             finish(awaited(*wrong))
-    assert redis.report() == before
+    assert redis.status() == before
 
 
 def test_first_call_from_many_threads_at_once(health: Safehold) -> None:
@@ -580,12 +580,12 @@ def test_plain_function_that_gives_a_coroutine(redis: Dependency, clock: ManualC
             finish(call())
     for _ in range(3):
         succeed(redis)
-    before = redis.report()
+    before = redis.status()
     script.append(Down("no answer"))
     for failures in (1, 2, 3):
         with pytest.raises(Down):
             finish(call())
-        assert redis.report().failures - before.failures == failures
+        assert redis.status().failures - before.failures == failures
     with pytest.raises(DependencyUnhealthy):
         finish(call())
     script.append(None)
@@ -605,7 +605,7 @@ def test_first_coroutine_of_a_plain_function_is_one_call(redis: Dependency, heal
     destroy = health.destructive("destroy")(answer)
     with health.scope("sweep"):
         assert asyncio.run(call()) == "answer"
-        assert redis.report().successes == 1
+        assert redis.status().successes == 1
         assert destroy() == "answer"
 
 
@@ -784,7 +784,7 @@ async def test_async_generator_waits_in_the_middle(redis: Dependency) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    report = redis.report()
+    report = redis.status()
     assert (report.failures, report.unresolved_miss) == (0, True)
 
 
@@ -829,10 +829,10 @@ def test_generator_failing_in_the_middle(redis: Dependency) -> None:
 
     run = rows()
     assert next(run) == 1
-    assert redis.report().failures == 0
+    assert redis.status().failures == 0
     with pytest.raises(Down):
         next(run)
-    assert redis.report().failures == 1
+    assert redis.status().failures == 1
 
 
 @pytest.mark.parametrize("how", ["close", "drop"])
@@ -847,16 +847,16 @@ def test_generator_closed_early_is_a_miss(redis: Dependency, how: str) -> None:
 
     run = rows()
     next(run)
-    assert not redis.report().unresolved_miss
+    assert not redis.status().unresolved_miss
     if how == "close":
         run.close()
     else:
         del run
         gc.collect()
-    report = redis.report()
+    report = redis.status()
     assert (report.failures, report.unresolved_miss) == (0, True)
     assert list(rows()) == [1, 2]
-    assert not redis.report().unresolved_miss
+    assert not redis.status().unresolved_miss
 
 
 async def test_async_generator_closed_early_is_a_miss(redis: Dependency) -> None:
@@ -871,10 +871,10 @@ async def test_async_generator_closed_early_is_a_miss(redis: Dependency) -> None
     run = rows()
     await anext(run)
     await run.aclose()
-    report = redis.report()
+    report = redis.status()
     assert (report.failures, report.unresolved_miss) == (0, True)
     assert [row async for row in rows()] == [1, 2]
-    assert not redis.report().unresolved_miss
+    assert not redis.status().unresolved_miss
 
 
 def test_error_thrown_into_a_generator(redis: Dependency) -> None:
@@ -882,10 +882,10 @@ def test_error_thrown_into_a_generator(redis: Dependency) -> None:
     run = redis.guard(dialogue)()
     next(run)
     assert run.throw(Rejected("handled")) == ["handled"]
-    assert redis.report().failures == 0
+    assert redis.status().failures == 0
     with pytest.raises(Down):
         run.throw(Down("not handled"))
-    assert redis.report().failures == 1
+    assert redis.status().failures == 1
 
 
 # --- what cannot be guarded ---------------------------------------------------------------------------
@@ -931,7 +931,7 @@ def test_decorated_before_declaration(form: Form, health: Safehold) -> None:
         failing()
     later = health.dependency("later", policy=POLICY)
     assert health.status().undeclared == ()
-    assert later.report().unresolved_miss, "what was missed before the declaration is not forgotten"
+    assert later.status().unresolved_miss, "what was missed before the declaration is not forgotten"
     for _ in range(3):
         with pytest.raises(Down):
             failing()
@@ -973,7 +973,7 @@ def test_application_errors_are_ignored(form: Form, health: Safehold, classify: 
     for _ in range(10):
         with pytest.raises(Rejected):
             rejecting()
-    report = shop.report()
+    report = shop.status()
     assert (report.state, report.failures, report.unresolved_miss) == (HealthState.HEALTHY, 0, False)
     for _ in range(3):
         with pytest.raises(Down):
@@ -987,7 +987,7 @@ def test_application_error_resolves_no_miss(form: Form, health: Safehold) -> Non
     fail(shop)
     with pytest.raises(Rejected):
         form.guard(shop, raiser(Rejected("no")))()
-    assert shop.report().unresolved_miss
+    assert shop.status().unresolved_miss
 
 
 def test_outcomes_of_a_classifier(form: Form, health: Safehold) -> None:
@@ -1005,7 +1005,7 @@ def test_outcomes_of_a_classifier(form: Form, health: Safehold) -> None:
         said.append(word)
         with pytest.raises(Rejected):
             call()
-        assert (shop.report().failures, shop.state) == (failures, state)
+        assert (shop.status().failures, shop.state) == (failures, state)
 
 
 @pytest.mark.parametrize("truthy", [1, "timeout", [0]], ids=repr)
@@ -1015,7 +1015,7 @@ def test_whatever_is_true_is_a_failure(form: Form, health: Safehold, truthy: obj
     make_healthy(shop)
     with pytest.raises(Down):
         form.guard(shop, down)()
-    report = shop.report()
+    report = shop.status()
     assert (report.failures, report.unresolved_miss) == (1, True)
 
 
@@ -1042,7 +1042,7 @@ def test_a_classifier_is_not_asked_about_interruptions(form: Form, health: Safeh
         with pytest.raises(type(error)):
             form.guard(shop, raiser(error))()
     assert asked == []
-    assert shop.report().failures == 0
+    assert shop.status().failures == 0
 
 
 # --- guards inside guards -----------------------------------------------------------------------------
@@ -1060,7 +1060,7 @@ def test_nested_guards_count_one_failure(form: Form, redis: Dependency) -> None:
     for failures in (1, 2):
         with pytest.raises(Down):
             outer()
-        assert redis.report().failures == failures
+        assert redis.status().failures == failures
         assert redis.breaker is BreakerState.CLOSED
     with pytest.raises(Down):
         outer()
@@ -1074,7 +1074,7 @@ def test_one_object_raised_by_two_calls_counts_twice(form: Form, redis: Dependen
     for failures in (1, 2):
         with pytest.raises(Down):
             call()
-        assert redis.report().failures == failures
+        assert redis.status().failures == failures
 
 
 def test_nested_guards_of_two_dependencies_count_for_each(
@@ -1084,7 +1084,7 @@ def test_nested_guards_of_two_dependencies_count_for_each(
     outer = form.guard(api, form.guard(redis, down))
     with pytest.raises(Down):
         outer()
-    assert (redis.report().failures, api.report().failures) == (1, 1)
+    assert (redis.status().failures, api.status().failures) == (1, 1)
 
 
 def test_group_of_counted_failures_counts_no_more(form: Form, redis: Dependency) -> None:
@@ -1111,12 +1111,12 @@ def test_group_of_counted_failures_counts_no_more(form: Form, redis: Dependency)
 
     with pytest.raises(ExceptionGroup):
         form.guard(redis, body)()
-    assert redis.report().failures == 3
+    assert redis.status().failures == 3
     redis.reset()
-    before = redis.report().failures
+    before = redis.status().failures
     with pytest.raises(ExceptionGroup):
         form.guard(redis, seen)()
-    assert redis.report().failures - before == 2
+    assert redis.status().failures - before == 2
     assert redis.breaker is BreakerState.CLOSED
 
 
@@ -1131,12 +1131,12 @@ def test_group_is_judged_by_its_worst_member(form: Form, health: Safehold) -> No
     cancelled = BaseExceptionGroup("cancelled", [Rejected("a"), KeyboardInterrupt()])
     with pytest.raises(BaseExceptionGroup):
         form.guard(shop, raiser(cancelled))()
-    assert (shop.report().failures, shop.report().unresolved_miss) == (0, True)
+    assert (shop.status().failures, shop.status().unresolved_miss) == (0, True)
     succeed(shop)
     mixed = ExceptionGroup("mixed", [Rejected("a"), ExceptionGroup("inner", [Down("b")])])
     with pytest.raises(ExceptionGroup):
         form.guard(shop, raiser(mixed))()
-    assert shop.report().failures == 1
+    assert shop.status().failures == 1
 
 
 def test_nested_guards_share_one_trial(form: Form, redis: Dependency, clock: ManualClock) -> None:
@@ -1161,11 +1161,11 @@ def test_nested_guards_fail_one_trial(form: Form, redis: Dependency, clock: Manu
     """In half-open a failure that passes nested guards opens once: the cooldown grows by one step."""
     outer = form.guard(redis, form.guard(redis, down))
     make_open(redis)
-    failures, level = redis.report().failures, redis.report().level
+    failures, level = redis.status().failures, redis.status().level
     clock.advance(COOLDOWN)
     with pytest.raises(Down):
         outer()
-    report = redis.report()
+    report = redis.status()
     assert (report.failures, report.level) == (failures + 1, level + 1)
     assert report.retry_after == 2 * COOLDOWN
 
@@ -1193,7 +1193,7 @@ def test_refusal_from_elsewhere_is_a_miss_and_no_failure(
         with pytest.raises(DependencyUnhealthy) as caught:
             outer()
         assert caught.value.dependency == "redis"
-    report = api.report()
+    report = api.status()
     assert (report.breaker, report.failures, report.unresolved_miss) == (BreakerState.CLOSED, 0, True)
 
 
@@ -1207,7 +1207,7 @@ def test_blocked_operation_is_neither_failure_nor_miss(
     for _ in range(10):
         with pytest.raises(OperationBlocked):
             outer()
-    report = api.report()
+    report = api.status()
     assert (report.state, report.failures, report.unresolved_miss) == (HealthState.HEALTHY, 0, False)
     make_healthy(redis)
     assert outer() == "answer"
@@ -1255,7 +1255,7 @@ def test_guarding_changes_no_answer(form: Form, health: Safehold, clock: ManualC
 def test_threads_share_one_breaker(form: Form, redis: Dependency) -> None:
     """Eight threads that succeed and fail lose no count."""
     working = form.guard(redis, answer)
-    counting = redis.report().successes
+    counting = redis.status().successes
 
     def work(index: int) -> None:
         for _ in range(200):
@@ -1263,4 +1263,4 @@ def test_threads_share_one_breaker(form: Form, redis: Dependency) -> None:
 
     with many_switches():
         assert in_threads(work, 8) == [None] * 8
-    assert redis.report().successes - counting == 1600
+    assert redis.status().successes - counting == 1600

@@ -202,10 +202,10 @@ def test_interrupted_trial_gives_its_permit_back(
     form: Form, due: Dependency, clock: ManualClock, interruption: type[BaseException]
 ) -> None:
     """A cancelled trial decides nothing and blocks nobody: still half-open, the next call is the trial."""
-    report = due.report()
+    report = due.status()
     with pytest.raises(interruption):
         form.guard(due, raiser(interruption()))()
-    after = due.report()
+    after = due.status()
     assert (after.breaker, after.state) == (BreakerState.HALF_OPEN, HealthState.RECOVERING)
     assert (after.level, after.failures, after.retry_after) == (report.level, report.failures, 0.0)
     assert after.since == report.since
@@ -359,9 +359,9 @@ def test_hung_trial_that_answers_after_all(form: Form, due: Dependency, clock: M
         assert due.breaker is BreakerState.OPEN
         return "answer"
 
-    late = due.report().late_dropped
+    late = due.status().late_dropped
     assert form.guard(due, body)() == "answer"
-    report = due.report()
+    report = due.status()
     assert (report.breaker, report.retry_after, report.late_dropped) == (BreakerState.OPEN, 0.0, late + 1)
     succeed(due)
     assert due.breaker is BreakerState.CLOSED
@@ -378,10 +378,10 @@ def test_hung_trial_that_ends_badly(
         assert due.breaker is BreakerState.OPEN
         raise error
 
-    before = due.report()
+    before = due.status()
     with pytest.raises(type(error)):
         form.guard(due, body)()
-    report = due.report()
+    report = due.status()
     assert (report.breaker, report.retry_after) == (BreakerState.OPEN, 2 * COOLDOWN - 3)
     assert (report.late_dropped, report.failures) == (before.late_dropped + 1, before.failures)
     assert report.level == 2
@@ -406,10 +406,10 @@ def test_late_failure_after_closing_again(redis: Dependency, clock: ManualClock)
     clock.advance(600)
     succeed(redis)
     assert redis.state is HealthState.HEALTHY
-    before = redis.report()
+    before = redis.status()
     for permit in permits:
         permit.fail(Down("late"))
-    report = redis.report()
+    report = redis.status()
     assert (report.breaker, report.state) == (BreakerState.CLOSED, HealthState.HEALTHY)
     assert (report.late_dropped, report.failures) == (before.late_dropped + 5, before.failures)
 
@@ -420,7 +420,7 @@ def test_late_success_while_open(redis: Dependency, clock: ManualClock) -> None:
     make_open(redis)
     clock.advance(4)
     permit.succeed()
-    report = redis.report()
+    report = redis.status()
     assert (report.breaker, report.retry_after, report.late_dropped) == (BreakerState.OPEN, 6.0, 1)
 
 
@@ -431,9 +431,9 @@ def test_late_success_of_a_call_on_the_short_way(form: Form, redis: Dependency, 
     for _ in range(3):
         call()
     script.append(lambda: fail(redis, 3))
-    before = redis.report()
+    before = redis.status()
     call()
-    report = redis.report()
+    report = redis.status()
     assert (report.breaker, report.retry_after) == (BreakerState.OPEN, COOLDOWN)
     assert (report.late_dropped, report.successes) == (1, before.successes)
 
@@ -445,7 +445,7 @@ def test_late_failure_while_open(redis: Dependency, clock: ManualClock) -> None:
     clock.advance(4)
     permit.fail(Down("late"))
     assert redis.retry_after == 6.0
-    assert redis.report().level == 1
+    assert redis.status().level == 1
 
 
 @pytest.mark.parametrize("error", [None, Down("late")], ids=repr)
@@ -473,7 +473,7 @@ def test_first_report_of_a_permit_is_heard(due: Dependency) -> None:
     permit.succeed()
     permit.fail(Down("second thought"))
     permit.__exit__(None, None, None)
-    report = due.report()
+    report = due.status()
     assert (report.breaker, report.failures, report.late_dropped) == (BreakerState.CLOSED, 3, 0)
 
 

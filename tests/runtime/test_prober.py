@@ -375,7 +375,7 @@ def test_probe_that_uses_a_guarded_client_of_its_own_dependency_gets_through(
     home.begin()
     clock.advance(COOLDOWN)
     watch.until_moves(redis, "open", "half_open", "closed")
-    assert redis.report().refusals == 0
+    assert redis.status().refusals == 0
 
 
 def test_probe_whose_guarded_client_fails_counts_once(
@@ -393,7 +393,7 @@ def test_probe_whose_guarded_client_fails_counts_once(
     order(health)
     watch.until_state(redis, HealthState.DEGRADED)
     home.end()
-    assert redis.report().failures == 1
+    assert redis.status().failures == 1
 
 
 @pytest.mark.parametrize("answer", [None, True, 0, "", [], "no", ValueError], ids=repr)
@@ -416,7 +416,7 @@ def test_false_and_exceptions_are_failures(
     home.begin()
     order(health)
     watch.until_state(redis, HealthState.UNHEALTHY)
-    assert redis.report().failures == 1
+    assert redis.status().failures == 1
 
 
 def test_classifier_does_not_excuse_a_probe(home: Home, kind: str, health: Safehold, watch: Watch) -> None:
@@ -524,14 +524,14 @@ def test_hung_probe_is_given_up_at_its_timeout_and_its_late_answer_changes_nothi
     assert redis.state is HealthState.UNKNOWN
     clock.advance(0.001)
     watch.until_state(redis, HealthState.UNHEALTHY)
-    before = redis.report()
+    before = redis.status()
     assert (before.failures, before.cause) == (1, "timed out")
     hang.release()
     probe.wait_over(1)
     for thread in probe_threads():
         thread.join(PATIENCE)
     beacon.pass_by()
-    after = redis.report()
+    after = redis.status()
     assert after == before.model_copy(update={"retry_after": after.retry_after})
 
 
@@ -646,8 +646,8 @@ def test_interruption_in_a_probe_is_logged_and_not_counted_and_probing_goes_on(
     home.begin()
     order(health)
     watch.until_state(redis, HealthState.DEGRADED)
-    assert redis.report().failures == 0
-    assert redis.report().unresolved_miss
+    assert redis.status().failures == 0
+    assert redis.status().unresolved_miss
     watch.insist(health, redis, HealthState.HEALTHY)
     assert any("probe_interrupted" in record.message for record in caplog.records)
 
@@ -660,7 +660,7 @@ def test_refusal_in_a_probe_is_a_miss_and_no_failure(
     home.begin()
     order(health)
     watch.until_state(redis, HealthState.DEGRADED)
-    assert redis.report().failures == 0
+    assert redis.status().failures == 0
     watch.insist(health, redis, HealthState.HEALTHY)
 
 
@@ -810,7 +810,7 @@ def test_closed_breaker_is_probed_at_the_interval_less_jitter(
         landed(redis)
         beacon.pass_by()
     home.end()
-    assert redis.report().successes == 3
+    assert redis.status().successes == 3
 
 
 def test_closed_breaker_without_an_interval_is_not_probed(
@@ -960,7 +960,7 @@ def test_stop_does_not_wait_for_a_probe_in_flight(
         lambda: health.check("redis.reap"),
         lambda seconds: probe.has_begun(2, seconds) and watch.is_state(redis, redis.state, seconds),
     )
-    watch.until(lambda: redis.report().successes > 0, "an answer")
+    watch.until(lambda: redis.status().successes > 0, "an answer")
 
 
 def test_loop_ends_although_a_probe_swallows_its_cancellation(health: Safehold, hang: Hang) -> None:
@@ -1009,7 +1009,7 @@ async def test_cancelled_while_leaving_still_gives_its_probes_up(health: Safehol
     assert not health.status().probing
     order(health)
     await asyncio.to_thread(probe.wait_runs, 2)
-    assert redis.report().failures == 0
+    assert redis.status().failures == 0
 
 
 def test_probe_given_up_by_stop_decides_nothing(
@@ -1023,7 +1023,7 @@ def test_probe_given_up_by_stop_decides_nothing(
     clock.advance(COOLDOWN)
     probe.wait_runs(1)
     home.end()
-    assert redis.report().failures == 1
+    assert redis.status().failures == 1
     succeed(redis)
     assert redis.breaker is BreakerState.CLOSED
 
@@ -1382,7 +1382,7 @@ def test_ordered_probe_that_hangs_is_given_up_without_a_prober(
         return
     order(health)
     watch.until_state(redis, HealthState.DEGRADED)
-    assert redis.report().cause == "timed out"
+    assert redis.status().cause == "timed out"
     watch.insist(health, redis, HealthState.HEALTHY)
 
 
@@ -1495,7 +1495,7 @@ def test_tenacity_wait_is_the_cooldown(health: Safehold, clock: ManualClock, nam
             clock.advance(0.002)
         assert asked.attempts == list(range(1, number + 1))
         fail(redis)
-        assert redis.report().level == number + 1
+        assert redis.status().level == number + 1
     assert not any(asked.locked)
 
 
@@ -1507,7 +1507,7 @@ def test_tenacity_wait_is_asked_once_for_each_generation(health: Safehold, clock
         assert is_refused(redis)
         assert redis.retry_after == 7
         health.status()
-        redis.report()
+        redis.status()
     fail_trial(redis, clock)
     assert asked.attempts == [1, 2]
     assert not any(asked.locked)
@@ -1754,7 +1754,7 @@ def test_child_of_a_fork_probes_when_it_is_told_to(where: str) -> None:
                 until(lambda: redis.state == "healthy")
                 os._exit(0)
             except BaseException as error:
-                print(repr(error), redis.report(), flush=True)
+                print(repr(error), redis.status(), flush=True)
                 os._exit(1)
         status = os.waitpid(child, 0)[1]
         health.stop()

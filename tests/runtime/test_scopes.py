@@ -810,7 +810,7 @@ async def test_timed_out_wait_taints(
             await asyncio.wait([task])
             succeed(redis)
             assert blocked_for(reap, "s1") == [("scope_tainted", "redis")]
-    assert redis.report().failures == 0
+    assert redis.status().failures == 0
     assert reaped == []
 
 

@@ -27,6 +27,13 @@ the settle time again; a trip before it is over prolongs the same outage.
 *Level.* The cooldown grows with every entry into open and shrinks by one step for each `cooldown.cap`
 seconds spent closed, so that a dependency that flaps is asked less and less often.
 
+*Facet.* A part of what the dependency does that can fail by itself: writing, one node of many. A facet
+that failed is impaired, and the dependency `degraded`, until a success of that very facet in the current
+era; the rest goes on.
+
+*Pause.* How long the dependency itself has asked to be left alone. It is a lower bound for the next call,
+trial and probe, and no verdict.
+
 Every method takes `now` (seconds on a monotonic clock). Whoever calls them holds the lock, except for
 `next` of a tally and reads of `Breaker.era`, which are single atomic steps.
 """
@@ -34,7 +41,7 @@ Every method takes `now` (seconds on a monotonic clock). Whoever calls them hold
 from __future__ import annotations
 
 import math
-from collections.abc import MutableSequence
+from collections.abc import Mapping, MutableSequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import count
@@ -158,6 +165,8 @@ class Breaker:
         self.level = 0
         self.cause = Cause(code="start", text="nothing has answered yet")  # of the present health
         self.suppressed = 0  # refusals that an observing breaker did not make
+        self.impaired: Mapping[str, Cause] = {}  # facets that failed, each with why; replaced whole
+        self.paused_until: float | None = None
         self.head_start = 0.0  # PROBE_HEAD_START while a prober runs for a registered probe
         self._settings = settings
         self._outage: float | None = None  # when the outage began that is not settled yet
@@ -230,7 +239,12 @@ class Breaker:
             missed=self._missed,
             answered=self._answers > 0,
             rates_high=self._rates_reach(0.5, now),
+            impaired=bool(self.impaired) or self.pause_left(now) > 0,
         )
+
+    def pause_left(self, now: float) -> float:
+        """Give the seconds for which the dependency has asked to be left alone."""
+        return 0.0 if self.paused_until is None else max(0.0, self.paused_until - now)
 
     def retry_after(self, now: float) -> float | None:
         """Give the seconds until a trial may happen, as of `now`; `None` when only a person can end it.
@@ -243,7 +257,7 @@ class Breaker:
         if generation.held:
             return None
         if generation.state is BreakerState.CLOSED:
-            return 0.0
+            return self.pause_left(now)
         if (trial := generation.trial) is not None and now < trial.deadline:
             first = self._settings.cooldown.first
             return min(trial.deadline - now, first - (now - trial.began) % first)
@@ -255,10 +269,14 @@ class Breaker:
         """Ask for leave: a `Trial` to be settled, the `Era` of a breaker that lets calls through, or `None`.
 
         Callers leave a trial to a running prober for a head start; a held breaker admits no trial at all.
+        While it pauses, a closed one admits nobody.
         """
         self.tick(now, draw=draw)
         generation = self.era.generation
         if generation.state is BreakerState.CLOSED:
+            if self.paused_until is not None and self._settings.mode is Mode.ENFORCE:
+                return None
+            self.suppressed += self.paused_until is not None
             return self.era
         if now < generation.due + (0.0 if probe else self.head_start):
             if generation.refuses:
@@ -286,6 +304,9 @@ class Breaker:
             self._open(trial.deadline, draw, cause)
             self._note_miss(trial.generation, trial.deadline)
             self._observe(trial.deadline, cause)
+        if self.paused_until is not None and now >= self.paused_until:
+            self.paused_until = None
+            self._observe(now, Cause(code="pause_over", text="the pause that it asked for is over"))
         if self._outage is not None or isinstance(self._settings.window, TimeWindow):
             self._observe(now, Cause(code="time_passed", text="the rates are in order again"))
 
@@ -299,17 +320,21 @@ class Breaker:
         cause: Cause,
         slow: bool = False,
         missed: bool = False,
+        facets: tuple[str, ...] = (),
     ) -> None:
         """Take in how a call ended.
 
         `draw` (uniform in [0, 1)) is the jitter, should this open the breaker. `missed` says that an
         ignored call did not answer; a failed one never did. A miss that comes home late says when it
-        was, and nothing about the present generation.
+        was, and nothing about the present generation. `facets` are those that the call has shown to
+        work, or to fail.
         """
         self.tick(now, draw=draw)
         trial = taken if isinstance(taken, Trial) else None
         generation = taken.generation
         current = generation is self.era.generation
+        if facets and outcome is Outcome.SUCCESS and taken in (self.era, self.era.generation.trial):
+            self.impaired = {facet: why for facet, why in self.impaired.items() if facet not in facets}
         if not current:
             self._drop_late(trial, outcome, now)
         elif self._settings.mode is Mode.DISABLED:
@@ -320,6 +345,7 @@ class Breaker:
         if missed or outcome is Outcome.FAILURE:
             if current:
                 self._note_miss(generation, now)
+                self.impaired = {**self.impaired, **dict.fromkeys(facets, cause)}
             else:
                 self._date_miss(now)
         moved = current and self.era.generation is not generation
@@ -332,6 +358,29 @@ class Breaker:
         if enabled and taken.generation is self.era.generation and self.state is BreakerState.CLOSED:
             self._count_failure(now, slow=False)
             self._judge(now, draw, cause)
+            self.era.ask = self._must_ask(now)
+            self._observe(now, cause)
+
+    def pause(self, until: float, now: float, *, draw: float, cause: Cause) -> None:
+        """Let nobody ask before `until`, as the dependency wished. A pause is never shortened."""
+        self.tick(now, draw=draw)
+        generation = self.era.generation
+        longer = until > max(now, self.paused_until or now)
+        if not longer or self._settings.mode is Mode.DISABLED:
+            return
+        self.paused_until = until
+        generation.notice = None
+        if generation.state is BreakerState.CLOSED:
+            self.era.ask = True
+        elif generation.trial is None:
+            generation.due = max(generation.due, until)
+        self._observe(now, cause)
+
+    def forget_facet(self, facet: str, now: float, *, draw: float, cause: Cause) -> None:
+        """Drop a facet that is no more, such as a node that has left."""
+        self.tick(now, draw=draw)
+        if facet in self.impaired:
+            self.impaired = {name: why for name, why in self.impaired.items() if name != facet}
             self.era.ask = self._must_ask(now)
             self._observe(now, cause)
 
@@ -383,7 +432,7 @@ class Breaker:
             and generation.state is BreakerState.OPEN
             and not generation.held
         ):
-            generation.due = generation.began + cooldown
+            generation.due = self._not_in_pause(generation.began + cooldown)
             for index, event in enumerate(self._mail):  # what is not told yet shall tell it right
                 mine = isinstance(event, Transition) and event.dependency == self.name
                 if mine and event.generation == generation.number:
@@ -396,6 +445,7 @@ class Breaker:
         """
         held, cause = self.held, Cause(code="forked", text="new process")
         self._answers = 0
+        self.impaired, self.paused_until = {}, None
         self._move(
             BreakerState.CLOSED if self.state is BreakerState.CLOSED else BreakerState.OPEN, now, cause
         )
@@ -450,7 +500,7 @@ class Breaker:
         if outcome is Outcome.SUCCESS and taken is self.era:
             self._missed = False
             self.era.answered = True
-            self.era.ask = False
+            self.era.ask = bool(self.impaired)
             if self._settings.mode is not Mode.DISABLED:
                 self._answers += 1
 
@@ -500,8 +550,8 @@ class Breaker:
         """
         settings, era = self._settings, self.era
         generation = era.generation
-        if settings.mode is Mode.DISABLED:
-            return False
+        if settings.mode is Mode.DISABLED or self.impaired or self.paused_until is not None:
+            return bool(self.impaired or self.paused_until)
         if generation.state is not BreakerState.CLOSED or not era.answered or self._outage is not None:
             return True
         if settings.slow_after is not None:
@@ -546,7 +596,10 @@ class Breaker:
             self.level = max(0, self.level - max(0, quiet))
         self.level += 1
         self._move(BreakerState.OPEN, now, cause)
-        self.era.generation.due = now + self._settings.cooldown.seconds(self.level, draw)
+        self.era.generation.due = self._not_in_pause(now + self._settings.cooldown.seconds(self.level, draw))
+
+    def _not_in_pause(self, due: float) -> float:
+        return due if self.paused_until is None else max(due, self.paused_until)
 
     def _move(self, state: BreakerState, now: float, cause: Cause) -> None:
         """End the current generation and begin the next: the one place where the state changes."""

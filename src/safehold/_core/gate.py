@@ -69,6 +69,7 @@ class DependencyFacts(NamedTuple):
     probe_timeout: float | None = None
     since: str = ""
     cause: str = ""
+    writes_refused: str | None = None
 
 
 class ScopeFacts(NamedTuple):
@@ -84,12 +85,14 @@ class Situation(NamedTuple):
 
     `handling` names the seen failure that is being handled, `interrupted` the cancellation or generator
     close, `finalising` the finaliser or interpreter exit; `None` when there is none. `states` gives the
-    health of dependencies that are not required but may be named by a scope.
+    health of dependencies that are not required but may be named by a scope. `writes` are those of the
+    required dependencies that the operation has to write to.
     """
 
     operation: str
     trigger: Trigger
     requires: tuple[DependencyFacts, ...]
+    writes: frozenset[str] = frozenset()
     requires_nothing: bool = False
     tolerates: frozenset[str] = frozenset()
     scope: ScopeFacts | None = None
@@ -187,6 +190,15 @@ def _healths(situation: Situation) -> Iterator[Reason]:
         if not facts.declared or facts.state is HealthState.HEALTHY:
             continue
         closed = facts.breaker is BreakerState.CLOSED
+        if closed and facts.writes_refused is not None and facts.name in situation.writes:
+            text = f"{facts.name} refuses writes ({facts.writes_refused}){_exit(facts)}"
+            yield Reason(
+                code="writes_refused",
+                dependency=facts.name,
+                state=facts.state,
+                retry_after=_wait(facts),
+                text=text,
+            )
         if closed and facts.state is HealthState.DEGRADED and facts.unresolved_miss:
             continue  # told as the miss that it is
         yield Reason(
@@ -247,7 +259,7 @@ def _wait(facts: DependencyFacts) -> float | None:
     if facts.breaker is not BreakerState.CLOSED:
         due = facts.retry_after == 0 and facts.probe_timeout is not None
         return facts.probe_timeout if due else facts.retry_after
-    return max(facts.settle_left, _probe_wait(facts))
+    return max(facts.settle_left, facts.retry_after or 0.0, _probe_wait(facts))
 
 
 def _probe_wait(facts: DependencyFacts) -> float:

@@ -19,7 +19,8 @@ class HealthState(StrEnum):
 
     `unknown`: nothing answered yet since the start, or the breaker is disabled.
     `healthy`: closed, the last miss is resolved, the rates are in order.
-    `degraded`: closed, with an unresolved miss or with a rate at half its limit or more.
+    `degraded`: closed, with an unresolved miss, with a rate at half its limit or more, with a facet that
+    fails (it refuses writes, a node is lost), or pausing on its own wish.
     `unhealthy`: the breaker is open, or held open by a person.
     `recovering`: half-open, or closed again and not yet settled.
     """
@@ -54,6 +55,7 @@ def fold(
     missed: bool,
     answered: bool,
     rates_high: bool,
+    impaired: bool = False,
 ) -> HealthState:
     """Turn the facts of one breaker into its health.
 
@@ -69,7 +71,7 @@ def fold(
             return HealthState.RECOVERING
         case _ if settling:
             return HealthState.RECOVERING
-        case _ if missed or rates_high:
+        case _ if missed or rates_high or impaired:
             return HealthState.DEGRADED
         case _ if not answered:
             return HealthState.UNKNOWN

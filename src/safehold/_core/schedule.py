@@ -52,7 +52,8 @@ class ProbeSchedule:
             return None
         if generation.state is not BreakerState.CLOSED:
             return max(generation.due, self._not_before)
-        return 0.0 if self.ordered else self._next
+        due, pause = 0.0 if self.ordered else self._next, self._breaker.paused_until
+        return due if due is None or pause is None else max(due, pause)
 
     def order(self) -> bool:
         """Ask for a probe as soon as it may be; say whether somebody has to launch it.

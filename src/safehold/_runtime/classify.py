@@ -6,17 +6,24 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
-from .._core.breaker import Outcome
+from .._core.breaker import Cause, Outcome
 from .._core.configuration import ConfigurationError
 from ..errors import OperationBlocked, Refused
 from . import log
 
 
 class Judgement(NamedTuple):
-    """The outcome for the machine, and whether the call went unanswered."""
+    """The outcome for the machine, and whether the call went unanswered.
+
+    `facets` are those that failed, where it was not the whole. `cause` says why, where the exception's
+    type does not; `pause` how many seconds the dependency has asked to be left alone.
+    """
 
     outcome: Outcome
     missed: bool
+    facets: tuple[str, ...] = ()
+    cause: Cause | None = None
+    pause: float | None = None
 
 
 Classifier = Callable[[Exception], Outcome | bool | Judgement]
@@ -57,7 +64,7 @@ def judge(
     if counted is not None and counted(error):
         return _NO_VERDICT
     if isinstance(error, BaseExceptionGroup):
-        return _worst([judge(member, classify, counted) for member in error.exceptions])
+        return max((judge(member, classify, counted) for member in error.exceptions), key=_gravity)
     if isinstance(error, OperationBlocked):
         return _NO_VERDICT
     if isinstance(error, Refused) or not isinstance(error, Exception):
@@ -76,8 +83,6 @@ def judge(
         return _FAILED
 
 
-def _worst(judgements: list[Judgement]) -> Judgement:
-    for worst in (_FAILED, UNANSWERED, _NO_VERDICT):
-        if worst in judgements:
-            return worst
-    return _ANSWERED
+def _gravity(judgement: Judgement) -> int:
+    order = (Outcome.SUCCESS, Outcome.IGNORED, Outcome.FAILURE)
+    return order.index(judgement.outcome) * 2 + judgement.missed

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
 
 from tenacity import RetryCallState
 
-from .._core.breaker import PROBE_HEAD_START, Breaker, Cause
-from .._core.configuration import ConfigurationError, check_name
+from .._core.breaker import PROBE_HEAD_START, Breaker, Cause, Outcome
+from .._core.configuration import ConfigurationError, check_name, check_number
 from .._core.gate import DependencyFacts
 from .._core.health import BreakerState, HealthState
 from .._core.schedule import ProbeSchedule, ProbeSettings
@@ -20,7 +20,7 @@ from . import log
 from .classify import Classifier, make_classifier
 from .clock import at_wall
 from .guard import wrap
-from .permit import Permit
+from .permit import WRITES, Permit, report_by_hand
 
 if TYPE_CHECKING:
     from .._core.gate import GateSettings
@@ -116,7 +116,7 @@ class Dependency:
         """When the present state began, for people to read."""
         return at_wall(self._look(lambda _: self._breaker.since), self._engine.offset())
 
-    def report(self) -> DependencyReport:
+    def status(self) -> DependencyReport:
         """Say everything that is known of it at this instant."""
         offset = self._engine.offset()
         return self._look(lambda now: self._report(now, offset))
@@ -149,6 +149,31 @@ class Dependency:
         Entering raises `DependencyUnhealthy` when the breaker refuses.
         """
         return Permit(self, long=True) if long else Permit(self)
+
+    def report(
+        self,
+        outcome: Outcome | str | BaseException,
+        *,
+        cause: str = "",
+        retry_after: float | None = None,
+        writes: bool = False,
+    ) -> None:
+        """Report how a call ended that no guard has seen: over a raw socket, or in another process.
+
+        `outcome`: `"success"`, `"failure"`, `"ignored"` (it was not answered, and that decides nothing),
+        or the exception that was raised, which the classifier judges. `cause`: why, for people, without
+        secrets. `retry_after`: the seconds for which the dependency has asked to be left alone. `writes`:
+        it was a write, so it speaks of the write facet: a failed one says that writes are refused and the
+        rest goes on. A failure taints the open scope. Raises `ConfigurationError` for bad arguments.
+        """
+        if not isinstance(outcome, BaseException) and outcome not in tuple(Outcome):
+            msg = f'outcome must be "success", "failure", "ignored" or an exception, got {outcome!r}'
+            raise ConfigurationError(msg)
+        if retry_after is not None:
+            check_number("retry_after", retry_after, least=0)
+        report_by_hand(
+            self, outcome, cause=cause, pause=retry_after, facets=(WRITES,) if writes else ()
+        )
 
     # --- people -----------------------------------------------------------------------------------
 
@@ -329,6 +354,7 @@ class Dependency:
             probe_timeout=None if self._schedule is None else self._schedule.settings.timeout,
             since="" if well else f"{at_wall(breaker.since, offset):%H:%M:%S} UTC",
             cause=breaker.cause.text,
+            writes_refused=None if (refused := breaker.impaired.get(WRITES)) is None else refused.text,
         )
 
     def _report(self, now: float, offset: float) -> DependencyReport:
@@ -346,6 +372,8 @@ class Dependency:
             since=at_wall(breaker.since, offset),
             cause=breaker.cause.text,
             retry_after=breaker.retry_after(now),
+            impaired={facet: why.text for facet, why in breaker.impaired.items()},
+            paused=breaker.pause_left(now),
             unresolved_miss=breaker.unresolved_miss,
             generation=breaker.era.generation.number,
             level=breaker.level,

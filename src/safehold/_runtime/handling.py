@@ -31,7 +31,13 @@ class Seen(NamedTuple):
 
 
 class _Marks(dict[int, Seen]):
-    """The marks on one exception, by dependency. They mean nothing elsewhere: pickled, they are gone."""
+    """The marks on one exception, by dependency. They mean nothing elsewhere: pickled, they are gone.
+
+    `attempts` names the dependencies whose breakers have counted it as a hidden attempt.
+    """
+
+    def __init__(self) -> None:
+        self.attempts: set[int] = set()
 
     def __reduce__(self) -> tuple[type[dict[int, Seen]], tuple[()]]:
         return (dict, ())
@@ -39,10 +45,31 @@ class _Marks(dict[int, Seen]):
 
 def mark(error: BaseException, key: int, era: int, dependency: str) -> None:
     """Leave a mark. An exception that takes none is simply not recognised again."""
+    _marks(error)[key] = Seen(era, dependency)
+
+
+def mark_attempt(error: BaseException, key: int) -> bool:
+    """Note that it was counted as a hidden attempt; say whether that is news."""
+    attempts = _marks(error).attempts
+    known = key in attempts
+    attempts.add(key)
+    return not known
+
+
+def was_attempt(error: BaseException, key: int) -> bool:
+    """Whether it was counted as a hidden attempt, of the call that ends with it now."""
+    marks = error.__dict__.get(_MARK)
+    if not isinstance(marks, _Marks) or key not in marks.attempts:
+        return False
+    marks.attempts.discard(key)
+    return True
+
+
+def _marks(error: BaseException) -> _Marks:
     marks = error.__dict__.get(_MARK)
     if not isinstance(marks, _Marks):
         marks = error.__dict__[_MARK] = _Marks()
-    marks[key] = Seen(era, dependency)
+    return marks
 
 
 def may_be_seen(error: BaseException) -> bool:

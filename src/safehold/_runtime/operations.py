@@ -42,6 +42,7 @@ class Operation:
     name: str
     trigger: Trigger
     requires: tuple[str, ...] | None
+    writes: frozenset[str]
     tolerates: frozenset[str]
     subject: str | None
     module: str
@@ -142,7 +143,7 @@ class Gate:
         around, end, scope = handled(), finalising(), open_scope()
         scope_facts = None if scope is None else scope.facts()
         named_there = () if scope_facts is None else (*scope_facts.taints, *scope_facts.in_flight)
-        required = self._home._required(operation.requires)
+        required = self._home._required(operation.requires, operation.writes)
         known = {d.name: d for d in self._home._known(named_there)}
         now, draw, offset = engine.clock.monotonic(), engine.rng.random(), engine.offset()
 
@@ -156,6 +157,7 @@ class Gate:
                     trigger=operation.trigger,
                     requires=facts,
                     requires_nothing=operation.requires == (),
+                    writes=operation.writes,
                     tolerates=operation.tolerates,
                     scope=scope_facts,
                     states={name: d._breaker.health(now) for name, d in known.items()},
@@ -206,6 +208,7 @@ def make_operation(
     *,
     trigger: str,
     requires: Collection[str] | None,
+    writes: Collection[str],
     tolerates: Collection[str],
     subject: str | None,
 ) -> Operation:
@@ -215,6 +218,10 @@ def make_operation(
         msg = f'trigger must be "automatic" or "requested", got {trigger!r}'
         raise ConfigurationError(msg)
     required = None if requires is None else _names("requires", requires)
+    written = frozenset(_names("writes", writes))
+    if required is not None and (other := written.difference(required)):
+        msg = f"writes={sorted(written)!r} names {sorted(other)!r}, which requires={required!r} does not"
+        raise ConfigurationError(msg)
     tolerated = frozenset(_names("tolerates", tolerates))
     if both := tolerated.intersection(required or ()):
         msg = f"requires={required!r} and tolerates={sorted(tolerated)!r} both name {sorted(both)!r}"
@@ -227,6 +234,7 @@ def make_operation(
         name=name,
         trigger=Trigger(trigger),
         requires=required,
+        writes=written,
         tolerates=tolerated,
         subject=subject,
         module=str(getattr(inner, "__module__", "")),

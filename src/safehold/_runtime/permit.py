@@ -21,12 +21,14 @@ from ..errors import DependencyUnhealthy
 from .classify import Classifier, Judgement, judge
 from .clock import at_wall
 from .describe import cause_of
-from .handling import mark, may_be_seen, seen_since
+from .handling import mark, mark_attempt, may_be_seen, seen_since, was_attempt
 from .scope import Scope, innermost, scopes_open
 
 if TYPE_CHECKING:
     from .dependency import Dependency
 
+WRITES: Final = "write"
+"""The facet of a dependency that takes writes."""
 _ANSWERED: Final = Cause(code="answered", text="a call was answered")
 _trials: ContextVar[tuple[Trial, ...]] = ContextVar("safehold_trials", default=())
 _trials_here = _trials.get
@@ -41,6 +43,7 @@ class How(TypedDict, total=False):
     stepwise: bool
     error: type[DependencyUnhealthy]
     classify: Classifier | None
+    facets: tuple[str, ...]
 
 
 class Permit:
@@ -62,7 +65,7 @@ class Permit:
     _began: float | None = None
     _scope: Scope | None = None
     _token: Token[tuple[Trial, ...]] | None = None
-    _attempt: BaseException | None = None
+    _facets: tuple[str, ...] = ()
 
     def __init__(self, dependency: Dependency, **how: Unpack[How]) -> None:
         self._dependency = dependency
@@ -75,7 +78,7 @@ class Permit:
             raise ConfigurationError(msg)
         dependency = self._dependency
         self._era = era = dependency._breaker.era
-        if era.generation.state is BreakerState.CLOSED:
+        if era.generation.state is BreakerState.CLOSED and dependency._breaker.paused_until is None:
             self._taken = era
         else:
             self._try(era.generation)
@@ -118,18 +121,9 @@ class Permit:
 
         It counts for the trip rule. It is a miss only if the call is not answered in the end.
         """
-        dependency, taken = self._dependency, self._taken
-        if self._done or not isinstance(taken, Era):
+        if self._done or not isinstance(self._taken, Era):
             return False  # one attempt decides a trial
-        if error is self._attempt:
-            pass  # a retry inside a retry: it was counted in there
-        elif judge(error, self._classify or dependency._classify).outcome is Outcome.FAILURE:
-            self._attempt = error
-            now, draw, cause = dependency._now(), dependency._draw(), cause_of(error)
-            breaker = dependency._breaker
-            dependency._engine.run(lambda: breaker.attempt_failed(taken, now, draw=draw, cause=cause))
-            dependency._settled()
-        return not dependency._breaker.era.generation.refuses
+        return attempt_failed(self._dependency, self._taken, error, self._classify)
 
     # --- entering ---------------------------------------------------------------------------------
 
@@ -192,48 +186,113 @@ class Permit:
         if taken is self._era and not self._era.ask and self._began is None:
             next(self._era.generation.tally)
         else:
-            self._settle(taken, Outcome.SUCCESS, _ANSWERED, missed=False)
+            self._settle(taken, Outcome.SUCCESS, _ANSWERED, missed=False, facets=self._facets)
 
     def _raised(self, taken: Era | Trial, error: BaseException) -> None:
         dependency = self._dependency
         classify = self._classify or dependency._classify
-        outcome, missed = judge(error, classify)
-        if outcome is Outcome.SUCCESS:
+        judgement = judge(error, classify)
+        missed = judgement.missed
+        if judgement.outcome is Outcome.SUCCESS:
             self._answered(taken)
             return
-        cause = cause_of(error)
+        cause = judgement.cause or cause_of(error)
         if missed and self._scope is not None:
             self._scope.taint(dependency.name, cause.text)
-        news = Judgement(outcome, missed)
-        if may_be_seen(
-            error
-        ):  # it may have come out of an inner guard of this dependency, and was counted there
+        news = judgement
+        if may_be_seen(error):  # by an inner guard of this dependency, which has counted it
             news = judge(error, classify, partial(seen_since, key=dependency._key, era=self._era.number))
-        outcome = Outcome.IGNORED if error is self._attempt else news.outcome
-        self._attempt = None
+        outcome = Outcome.IGNORED if was_attempt(error, dependency._key) else news.outcome
         if self._shared and outcome is not Outcome.FAILURE:
             taken = self._era  # decides nothing, and the trial goes on
-        self._settle(taken, outcome, cause, missed=news.missed)
+        self._settle(taken, outcome, cause, missed=news.missed, facets=judgement.facets, pause=judgement.pause)
         if missed:
             mark(error, dependency._key, dependency._breaker.era.number, dependency.name)
 
-    def _settle(self, taken: Era | Trial, outcome: Outcome, cause: Cause, *, missed: bool) -> None:
+    def _settle(
+        self,
+        taken: Era | Trial,
+        outcome: Outcome,
+        cause: Cause,
+        *,
+        missed: bool,
+        facets: tuple[str, ...] = (),
+        pause: float | None = None,
+    ) -> None:
         dependency = self._dependency
-        now, draw = dependency._now(), dependency._draw()
-        limit = dependency._breaker.settings.slow_after
+        now, draw, breaker = dependency._now(), dependency._draw(), dependency._breaker
+        limit = breaker.settings.slow_after
         slow = self._began is not None and limit is not None and now - self._began >= limit
-        settle = dependency._breaker.settle
-        dependency._engine.run(
-            lambda: settle(taken, outcome, now, draw=draw, cause=cause, slow=slow, missed=missed)
-        )
+
+        def settle() -> None:
+            breaker.settle(
+                taken, outcome, now, draw=draw, cause=cause, slow=slow, missed=missed, facets=facets
+            )
+            if pause is not None:
+                breaker.pause(now + pause, now, draw=draw, cause=cause)
+
+        dependency._engine.run(settle)
         dependency._settled()
 
 
-def missed(dependency: Dependency, era: Era, error: BaseException) -> None:
+def missed(dependency: Dependency, era: Era, error: BaseException, **how: Unpack[How]) -> None:
     """Settle a call of the short way that raised."""
-    permit = Permit(dependency)
+    permit = Permit(dependency, **how)
     permit._taken = permit._era = era
     permit._leave(error)
+
+
+def report_by_hand(
+    dependency: Dependency,
+    outcome: Outcome | str | BaseException,
+    *,
+    cause: str,
+    pause: float | None,
+    facets: tuple[str, ...],
+) -> None:
+    """Settle a call that no guard has seen, as if it had just begun."""
+    if isinstance(outcome, BaseException):
+        judgement = judge(outcome, dependency._classify)
+        why = judgement.cause or cause_of(outcome)
+    else:
+        judgement = Judgement(Outcome(outcome), missed=outcome != Outcome.SUCCESS)
+        why = Cause(code="reported", text=f"reported as {judgement.outcome}")
+    if facets and judgement.outcome is Outcome.FAILURE:
+        judgement = judgement._replace(outcome=Outcome.IGNORED)  # only that facet has failed
+    why = Cause(why.code, cause) if cause else why
+    error = _ByHandError()
+    permit = Permit(
+        dependency,
+        facets=facets,
+        stepwise=True,
+        classify=lambda _: judgement._replace(
+            facets=facets or judgement.facets, cause=why, pause=pause if pause else judgement.pause
+        ),
+    )
+    permit._taken = permit._era = dependency._breaker.era
+    permit._scope = innermost() if scopes_open else None
+    if judgement.outcome is Outcome.SUCCESS:
+        permit.succeed()
+    else:
+        permit.fail(outcome if isinstance(outcome, BaseException) else error)
+
+
+class _ByHandError(Exception):
+    """Stands for what a call without a guard has met."""
+
+
+def attempt_failed(
+    dependency: Dependency, taken: Era, error: BaseException, classify: Classifier | None
+) -> bool:
+    """Count a hidden attempt inside a call; say whether to go on trying."""
+    judgement = judge(error, classify or dependency._classify)
+    if judgement.outcome is Outcome.FAILURE and mark_attempt(error, dependency._key):
+        # else it is none, or comes out of a retry inside a retry, which has counted it
+        now, draw, breaker = dependency._now(), dependency._draw(), dependency._breaker
+        cause = judgement.cause or cause_of(error)
+        dependency._engine.run(lambda: breaker.attempt_failed(taken, now, draw=draw, cause=cause))
+        dependency._settled()
+    return not dependency._breaker.era.generation.refuses
 
 
 def turned_away(dependency: Dependency, generation: Generation, *, probe: bool = False) -> bool:
@@ -278,7 +337,9 @@ class BreakerNotice:
         self.dependency = dependency.name
         self.cause = dependency._breaker.cause.text
         self._since = dependency._breaker.since
-        if generation.state is BreakerState.HALF_OPEN:
+        if generation.state is BreakerState.CLOSED:
+            self.state, self.reason = HealthState.DEGRADED, "paused"
+        elif generation.state is BreakerState.HALF_OPEN:
             self.state, self.reason = HealthState.RECOVERING, "trial_in_flight"
         else:
             self.state = HealthState.UNHEALTHY

@@ -15,7 +15,8 @@ class DependencyReport(BaseModel):
     `retry_after` is in seconds, 0 when calls go through, `None` when only a person can end the state.
     `level` is how many steps the cooldown has grown. `late_dropped` counts results that came home after
     the state in which their calls began was over; `suppressed` counts calls that an observing breaker
-    let through although it would have refused them.
+    let through although it would have refused them. `impaired` names the facets that fail while the rest
+    works (`"write"`, a node), each with why. `paused` is how many seconds it has asked to be left alone.
     """
 
     model_config = ConfigDict(frozen=True, defer_build=True)
@@ -30,6 +31,8 @@ class DependencyReport(BaseModel):
     since: datetime
     cause: str
     retry_after: float | None
+    impaired: dict[str, str]
+    paused: float
     unresolved_miss: bool
     generation: int
     level: int

@@ -136,10 +136,11 @@ class Safehold:
         """Whether this dependency was declared."""
         return isinstance(name, str) and name in self._handles and self._handles[name].declared
 
-    def _required(self, names: Collection[str] | None) -> list[Dependency]:
+    def _required(self, names: Collection[str] | None, written: Collection[str]) -> list[Dependency]:
         """Give the dependencies that an operation requires, in the order of their declarations."""
-        chosen = [handle for handle in self if handle.critical] if names is None else [self[n] for n in names]
-        return sorted(chosen, key=lambda handle: handle._place)
+        if names is None:
+            names = dict.fromkeys([*(handle.name for handle in self if handle.critical), *written])
+        return sorted((self[name] for name in names), key=lambda handle: handle._place)
 
     def _known(self, names: Iterable[str]) -> list[Dependency]:
         return [self._handles[name] for name in dict.fromkeys(names) if name in self._handles]
@@ -156,13 +157,16 @@ class Safehold:
         *,
         trigger: str = "automatic",
         requires: Collection[str] | None = None,
+        writes: Collection[str] = (),
         tolerates: Collection[str] = (),
         subject: str | None = None,
     ) -> Callable[[F], F]:
         """Register what is decorated as a destructive operation, and put the gate in front of it.
 
         `trigger`: `"automatic"` (code decides) or `"requested"` (a person's explicit wish). `requires`:
-        the dependencies that it relies on; `None` for all critical ones, `()` for none. `tolerates`:
+        the dependencies that it relies on; `None` for all critical ones, `()` for none. `writes`:
+        those of them that it must be able to write to: while one refuses writes, a requested operation is
+        blocked too. `tolerates`:
         dependencies whose misses in the scope do not matter to an automatic operation. `subject`: the
         parameter that says what is destroyed.
 
@@ -179,7 +183,13 @@ class Safehold:
                 msg = f"destructive({name!r}) decorates functions and methods, got {function!r}"
                 raise ConfigurationError(msg)
             operation = make_operation(
-                function, name, trigger=trigger, requires=requires, tolerates=tolerates, subject=subject
+                function,
+                name,
+                trigger=trigger,
+                requires=requires,
+                writes=writes,
+                tolerates=tolerates,
+                subject=subject,
             )
             self._gate.register(operation)
             wrapped: F = gated(function, self._gate, operation)
