@@ -30,7 +30,7 @@ from safehold import (
     Transition,
 )
 from safehold._runtime.classify import judge
-from safehold.callsites.redis import RedisUnhealthy, classify, guard_client
+from safehold.callsites.redis import RedisUnhealthy, classify, guard_client, guarding
 from safehold.testing.clock import ManualClock
 from safehold.testing.proxy import FaultProxy, Injection
 from safehold.testing.servers import RedisServer
@@ -186,7 +186,7 @@ def test_client_of_another_dependency_is_turned_away(
     client = guard_client(connect(), dependency)
     with pytest.raises(ConfigurationError, match=r"redis.*other"):
         guard_client(client, health["other"])
-    assert client._safehold is dependency
+    assert guarding(client).dependency is dependency
 
 
 @pytest.mark.parametrize("thing", [None, "redis://", redis.Redis, 1.5], ids=repr)
@@ -498,22 +498,22 @@ TROUBLE: dict[str, tuple[Exception, Outcome, bool]] = {
     "time-out": (redis.TimeoutError("Timeout reading from socket"), Outcome.FAILURE, True),
     "garbage": (exceptions.InvalidResponse("Protocol Error"), Outcome.FAILURE, True),
     "loading": (redis.BusyLoadingError("Redis is loading"), Outcome.FAILURE, True),
-    "read only": (redis.ReadOnlyError("You can't write"), Outcome.FAILURE, True),
-    "out of memory": (exceptions.OutOfMemoryError("command not allowed"), Outcome.FAILURE, True),
+    "read only": (redis.ReadOnlyError("You can't write"), Outcome.SUCCESS, True),
+    "out of memory": (exceptions.OutOfMemoryError("command not allowed"), Outcome.SUCCESS, True),
     "cluster down": (exceptions.ClusterDownError("CLUSTERDOWN"), Outcome.FAILURE, True),
     "master down": (exceptions.MasterDownError("Link with MASTER is down"), Outcome.FAILURE, True),
     "busy": (redis.ResponseError("BUSY Redis is busy running a script."), Outcome.FAILURE, True),
-    "misconf": (redis.ResponseError("MISCONF Errors writing to the AOF file"), Outcome.FAILURE, True),
-    "no replicas": (redis.ResponseError("NOREPLICAS Not enough good replicas"), Outcome.FAILURE, True),
+    "misconf": (redis.ResponseError("MISCONF Errors writing to the AOF file"), Outcome.SUCCESS, True),
+    "no replicas": (redis.ResponseError("NOREPLICAS Not enough good replicas"), Outcome.SUCCESS, True),
     "misconf in a pipeline": (
         redis.ResponseError("Command # 1 (SET a 1) of pipeline caused error: MISCONF Errors writing"),
-        Outcome.FAILURE,
+        Outcome.SUCCESS,
         True,
     ),
     "pool full": (redis.MaxConnectionsError("Too many connections"), Outcome.IGNORED, True),
     "pool busy": (redis.ConnectionError("No connection available."), Outcome.IGNORED, True),
     "wrong type": (redis.ResponseError("WRONGTYPE Operation against"), Outcome.IGNORED, False),
-    "no permission": (exceptions.NoPermissionError("this user has no permissions"), Outcome.IGNORED, False),
+    "no permission": (exceptions.NoPermissionError("this user has no permissions"), Outcome.IGNORED, True),
     "lost race": (redis.WatchError("Watched variable changed."), Outcome.IGNORED, False),
     "lock": (exceptions.LockNotOwnedError("Cannot release"), Outcome.IGNORED, False),
     "bad data": (redis.DataError("Invalid input"), Outcome.IGNORED, False),
@@ -526,7 +526,7 @@ TROUBLE: dict[str, tuple[Exception, Outcome, bool]] = {
 def test_meaning_of_each_error(name: str) -> None:
     """Transport and a server that cannot serve count; one command's own fate does not."""
     error, outcome, missed = TROUBLE[name]
-    assert judge(error, classify) == (outcome, missed)
+    assert judge(error, classify)[:2] == (outcome, missed)
 
 
 def test_watch_error_in_disguise_is_a_failure() -> None:
@@ -539,17 +539,24 @@ def test_watch_error_in_disguise_is_a_failure() -> None:
     assert judge(caught.value, classify).outcome is Outcome.FAILURE
 
 
-def test_server_without_memory_is_a_failure(
+def test_server_without_memory_refuses_writes_only(
     redis_binary: str, side: Side, health: Safehold, keep: Callable[[Any], Any]
 ) -> None:
-    """A real OOM, as redis-py tells it, counts: the server cannot serve."""
+    """A real OOM concerns the write facet: reads go on and prove nothing about it, a write ends it."""
     dependency = health.dependency("redis", policy=POLICY)
     with RedisServer(binary=redis_binary, args=("--maxmemory", "1")) as server:
-        client = guard_client(
-            keep(side.pick(redis.Redis, redis.asyncio.Redis)(unix_socket_path=server.path)), dependency
-        )
-        raises(exceptions.OutOfMemoryError, lambda: side.do(client.set, "a", "1"))
-        assert dependency.status().failures == 1
+        make = side.pick(redis.Redis, redis.asyncio.Redis)
+        client = guard_client(keep(make(unix_socket_path=server.path)), dependency)
+        for _ in range(10):
+            raises(exceptions.OutOfMemoryError, lambda: side.do(client.set, "a", "1"))
+            assert side.do(client.get, "a") is None
+        status = dependency.status()
+        assert (status.failures, status.breaker, status.state) == (0, "closed", "degraded")
+        assert status.impaired == {"write": "out of memory"}
+        assert not status.unresolved_miss
+        side.do(client.config_set, "maxmemory", "0")
+        side.do(client.set, "a", "1")
+        assert (dependency.state, dependency.status().impaired) == ("healthy", {})
 
 
 @pytest.mark.parametrize("blocking", [False, True])

@@ -333,7 +333,12 @@ class Breaker:
         trial = taken if isinstance(taken, Trial) else None
         generation = taken.generation
         current = generation is self.era.generation
-        if facets and outcome is Outcome.SUCCESS and taken in (self.era, self.era.generation.trial):
+        if (
+            facets
+            and outcome is Outcome.SUCCESS
+            and not missed
+            and taken in (self.era, self.era.generation.trial)
+        ):
             self.impaired = {facet: why for facet, why in self.impaired.items() if facet not in facets}
         if not current:
             self._drop_late(trial, outcome, now)

@@ -64,7 +64,7 @@ def judge(
     if counted is not None and counted(error):
         return _NO_VERDICT
     if isinstance(error, BaseExceptionGroup):
-        return max((judge(member, classify, counted) for member in error.exceptions), key=_gravity)
+        return max((judge(member, classify, counted) for member in error.exceptions), key=gravity)
     if isinstance(error, OperationBlocked):
         return _NO_VERDICT
     if isinstance(error, Refused) or not isinstance(error, Exception):
@@ -83,6 +83,7 @@ def judge(
         return _FAILED
 
 
-def _gravity(judgement: Judgement) -> int:
-    order = (Outcome.SUCCESS, Outcome.IGNORED, Outcome.FAILURE)
-    return order.index(judgement.outcome) * 2 + judgement.missed
+def gravity(judgement: Judgement) -> tuple[bool, bool, bool]:
+    """Rank judgements of what happened together; the greatest speaks for all."""
+    failed = judgement.outcome is Outcome.FAILURE
+    return failed, judgement.missed, judgement.outcome is Outcome.IGNORED

@@ -64,6 +64,8 @@ class Dependency:
         self._place = math.inf  # among the declarations
         self._timed = False
         self._classify: Classifier | None = None
+        self._declared_classify: Classifier | None = None
+        self.writes_failed = False  # a write was not answered lately: probes that can shall try one
         self._declaration: Declaration | None = None  # written in steps
         self._breaker = Breaker(
             name, _UNDECLARED, engine.clock.monotonic(), engine.mail
@@ -100,6 +102,11 @@ class Dependency:
     def breaker(self) -> BreakerState:
         """Where its breaker stands."""
         return self._look(lambda _: self._breaker.state)
+
+    @property
+    def declared_classifier(self) -> Classifier | None:
+        """What the declaration says of exceptions; it goes before what a call site knows."""
+        return self._declared_classify
 
     @property
     def held(self) -> bool:
@@ -171,9 +178,7 @@ class Dependency:
             raise ConfigurationError(msg)
         if retry_after is not None:
             check_number("retry_after", retry_after, least=0)
-        report_by_hand(
-            self, outcome, cause=cause, pause=retry_after, facets=(WRITES,) if writes else ()
-        )
+        report_by_hand(self, outcome, cause=cause, pause=retry_after, facets=(WRITES,) if writes else ())
 
     # --- people -----------------------------------------------------------------------------------
 
@@ -222,6 +227,7 @@ class Dependency:
                 return
             self._declaration = declaration
             self._place = next(_keys)
+            self._declared_classify = classify
             self._classify = classify or self._classify
             self._timed = settings.slow_after is not None
             self._wait = declaration.policy.cooldown_wait

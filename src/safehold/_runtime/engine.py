@@ -115,6 +115,13 @@ class Engine:
     def _next(self) -> Event | None:
         return self.mail.popleft() if self.mail else None
 
+    def tell(self, verdict: Verdict, *, enforced: bool) -> Callable[[], float]:
+        """Tell the listeners of a block; give a clock that starts now."""
+        at = self.clock.monotonic()
+        self.mail.append(Decision(verdict=verdict, enforced=enforced, at=at))
+        self.deliver()
+        return lambda: self.clock.monotonic() - at
+
     def subscribe(self, listener: Listener, *, threaded: bool) -> Subscription:
         """Add a listener."""
         subscription = Subscription(self, listener, threaded=threaded)

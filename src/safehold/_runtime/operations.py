@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -19,11 +19,11 @@ from .._core.gate import DependencyFacts, Reason, Situation, Trigger, Verdict, b
 from .._core.health import BreakerState, HealthState
 from ..errors import OperationBlocked
 from . import log
-from .engine import Decision
 from .handling import finalising, handled
 from .kinds import Kinds, around_async_generator, around_generator, named, without_partials
 from .prober import run_errand
 from .scope import open_scope
+from .ticket import Ticket
 
 if TYPE_CHECKING:
     from .dependency import Dependency
@@ -115,20 +115,12 @@ class Gate:
         enforced = faulty or self._home._gate_settings.enforce
         since, elapsed = None, None
         try:
-            elapsed = self._tell(verdict, enforced=enforced)
+            elapsed = self._home._engine.tell(verdict, enforced=enforced)
             since = self._since(verdict)
         except Exception as error:  # noqa: BLE001 - what cannot be told is blocked all the same
             log.fault("gate_failed", error, operation=name)
         if enforced:
             raise OperationBlocked(name, verdict.reasons, subject, since, elapsed)
-
-    def _tell(self, verdict: Verdict, *, enforced: bool) -> Callable[[], float]:
-        """Tell the listeners; give a clock that starts now."""
-        engine = self._home._engine
-        at = engine.clock.monotonic()
-        engine.mail.append(Decision(verdict=verdict, enforced=enforced, at=at))
-        engine.deliver()
-        return lambda: engine.clock.monotonic() - at
 
     def _since(self, verdict: Verdict) -> datetime | None:
         blamed = self._home._known((verdict.reasons[0].dependency,))
@@ -272,25 +264,32 @@ def gated(function: Any, gate: Gate, operation: Operation) -> Any:
     def enforce(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         gate.enforce(operation.name, read_subject(args, kwargs))
 
+    ticket = partial(Ticket, operation.name)
     kinds = Kinds(function)
     if kinds.is_generator or kinds.is_async_generator:
         around = around_generator if kinds.is_generator else around_async_generator
-        return named(around(function, partial(_Passage, enforce)), function)
-    return named((_gate_async if kinds.is_async else _gate)(function, enforce), function)
+        return named(around(function, partial(_Passage, enforce, ticket)), function)
+    return named((_gate_async if kinds.is_async else _gate)(function, enforce, ticket), function)
 
 
-def _gate(function: Any, enforce: Callable[[Any, Any], None]) -> Callable[..., Any]:
+def _gate(
+    function: Any, enforce: Callable[[Any, Any], None], ticket: Callable[[], Ticket]
+) -> Callable[..., Any]:
     def destructive(*args: Any, **kwargs: Any) -> Any:
         enforce(args, kwargs)
-        return function(*args, **kwargs)
+        with ticket():
+            return function(*args, **kwargs)
 
     return destructive
 
 
-def _gate_async(function: Any, enforce: Callable[[Any, Any], None]) -> Callable[..., Any]:
+def _gate_async(
+    function: Any, enforce: Callable[[Any, Any], None], ticket: Callable[[], Ticket]
+) -> Callable[..., Any]:
     async def destructive(*args: Any, **kwargs: Any) -> Any:
         enforce(args, kwargs)
-        return await function(*args, **kwargs)
+        with ticket():
+            return await function(*args, **kwargs)
 
     return destructive
 
@@ -298,8 +297,15 @@ def _gate_async(function: Any, enforce: Callable[[Any, Any], None]) -> Callable[
 class _Passage:
     """The gate in front of a generator's life: decided at the first step."""
 
-    def __init__(self, enforce: Callable[[Any, Any], None], args: Any, kwargs: Any) -> None:
+    def __init__(
+        self,
+        enforce: Callable[[Any, Any], None],
+        ticket: Callable[[], Ticket],
+        args: Any,
+        kwargs: Any,
+    ) -> None:
         self._enforce = partial(enforce, args, kwargs)
+        self._ticket = ticket
 
     def __enter__(self) -> Self:
         self._enforce()
@@ -309,7 +315,7 @@ class _Passage:
         pass
 
     def sharing(self) -> AbstractContextManager[object]:
-        return nullcontext()
+        return self._ticket()
 
     def abandon(self) -> None:
         pass

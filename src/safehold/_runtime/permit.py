@@ -89,13 +89,21 @@ class Permit:
             scope.begin(self, dependency.name, long=self._long)
         return self
 
+    def unasked(self) -> Self:
+        """Take part without asking: for what is under way anyway, and only its outcome matters."""
+        self._taken = self._era = self._dependency._breaker.era
+        self._scope = innermost() if scopes_open else None
+        return self
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._leave(error)
 
-    def succeed(self) -> None:
-        """Report that the call was answered."""
+    def succeed(self, facets: tuple[str, ...] = ()) -> None:
+        """Report that the call was answered; `facets` are those that it has shown to work."""
+        if facets:
+            self._facets = facets
         self._leave(None)
 
     def fail(self, error: BaseException) -> None:
@@ -193,7 +201,7 @@ class Permit:
         classify = self._classify or dependency._classify
         judgement = judge(error, classify)
         missed = judgement.missed
-        if judgement.outcome is Outcome.SUCCESS:
+        if judgement.outcome is Outcome.SUCCESS and not missed:
             self._answered(taken)
             return
         cause = judgement.cause or cause_of(error)
@@ -205,7 +213,9 @@ class Permit:
         outcome = Outcome.IGNORED if was_attempt(error, dependency._key) else news.outcome
         if self._shared and outcome is not Outcome.FAILURE:
             taken = self._era  # decides nothing, and the trial goes on
-        self._settle(taken, outcome, cause, missed=news.missed, facets=judgement.facets, pause=judgement.pause)
+        self._settle(
+            taken, outcome, cause, missed=news.missed, facets=judgement.facets, pause=judgement.pause
+        )
         if missed:
             mark(error, dependency._key, dependency._breaker.era.number, dependency.name)
 
@@ -235,11 +245,21 @@ class Permit:
         dependency._settled()
 
 
-def missed(dependency: Dependency, era: Era, error: BaseException, **how: Unpack[How]) -> None:
+def missed(
+    dependency: Dependency, era: Era, error: BaseException, classify: Classifier | None = None
+) -> None:
     """Settle a call of the short way that raised."""
-    permit = Permit(dependency, **how)
+    permit = Permit(dependency, classify=classify)
     permit._taken = permit._era = era
+    permit._scope = innermost() if scopes_open else None
     permit._leave(error)
+
+
+def answered(dependency: Dependency, era: Era) -> None:
+    """Settle a call of the short way that was answered."""
+    permit = Permit(dependency)
+    permit._taken = permit._era = era
+    permit._leave(None)
 
 
 def report_by_hand(
@@ -266,11 +286,9 @@ def report_by_hand(
         facets=facets,
         stepwise=True,
         classify=lambda _: judgement._replace(
-            facets=facets or judgement.facets, cause=why, pause=pause if pause else judgement.pause
+            facets=facets or judgement.facets, cause=why, pause=pause or judgement.pause
         ),
-    )
-    permit._taken = permit._era = dependency._breaker.era
-    permit._scope = innermost() if scopes_open else None
+    ).unasked()
     if judgement.outcome is Outcome.SUCCESS:
         permit.succeed()
     else:

@@ -5,7 +5,8 @@ time-out, and waits until something is due or somebody calls `wake`. A probe goe
 any call, so single flight, leases and late answers need no rules of their own. It runs on a thread or in
 a task of its own: one that hangs delays nobody, is given up, and its late answer changes nothing.
 
-A probe answers by returning; it fails by raising, by returning `False`, or by not returning in time.
+A probe answers by returning; it fails by raising, by returning `False`, or by not returning in time. One
+that has also tried a facet, such as writing, returns a `ProbeAnswer`.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import threading
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AbstractContextManager, suppress
 from contextvars import Context
+from functools import partial
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .._core.breaker import Outcome
 from ..errors import DependencyUnhealthy
 from . import log
-from .classify import judge
+from .classify import Judgement, judge
 from .kinds import Kinds
 from .permit import Permit
 
@@ -34,6 +36,12 @@ MOST_HANGING: Final = 3
 """Probes of one dependency that may hang at a time; while so many do, its probes fail unasked."""
 STOP_TIMEOUT: Final = 5.0
 """Seconds that stopping waits for what is under way."""
+
+
+class ProbeAnswer(NamedTuple):
+    """A probe's answer with the facets that it has shown to work."""
+
+    facets: tuple[str, ...] = ()
 
 
 class ProbeFailedError(Exception):
@@ -60,7 +68,7 @@ class ProbeRun:
         """Whether its end was reported."""
         return not self._unfinished
 
-    def finish(self, error: BaseException | None) -> None:
+    def finish(self, error: BaseException | None, answer: object = None) -> None:
         """Report the end to the breaker and plan the next probe."""
         try:
             self._unfinished.pop()
@@ -68,7 +76,7 @@ class ProbeRun:
             return
         dependency = self.dependency
         if error is None:
-            self._permit.succeed()
+            self._permit.succeed(answer.facets if isinstance(answer, ProbeAnswer) else ())
         else:
             self._permit.fail(error)
         dependency._flight_over(decided=error is None or judge(error, None).outcome is Outcome.FAILURE)
@@ -102,7 +110,7 @@ def claim(dependency: Dependency) -> ProbeRun | None:
     timeout = dependency._engine.run(lambda: dependency._claim(now), interrupted=lambda: None)
     if timeout is None:
         return None
-    permit = Permit(dependency, probe=True, stepwise=True, classify=_every_error)
+    permit = Permit(dependency, probe=True, stepwise=True, classify=partial(_every_error, dependency))
     try:
         permit.__enter__()
     except DependencyUnhealthy:  # somebody else's trial is out
@@ -111,8 +119,10 @@ def claim(dependency: Dependency) -> ProbeRun | None:
     return ProbeRun(dependency, permit, now + timeout)
 
 
-def _every_error(error: Exception) -> bool:  # noqa: ARG001 - a classifier
-    return True
+def _every_error(dependency: Dependency, error: Exception) -> Judgement:
+    """Take everything that a probe raises for a failure, unless it is one of a facet only."""
+    said = judge(error, dependency._classify)
+    return said if said.facets else Judgement(Outcome.FAILURE, missed=True, cause=said.cause)
 
 
 def _judge_answer(answer: object) -> None:
@@ -142,6 +152,7 @@ def run_on_thread(run: ProbeRun, loop: asyncio.AbstractEventLoop | None) -> None
 
     def work() -> None:
         error: BaseException | None = None
+        answer: object = None
         try:
             with run.sharing():
                 answer = probe() if probe is not None else None
@@ -153,7 +164,7 @@ def run_on_thread(run: ProbeRun, loop: asyncio.AbstractEventLoop | None) -> None
             if not isinstance(raised, Exception):
                 log.fault("probe_interrupted", raised, dependency=dependency.name)
         dependency._hanging.discard(run)
-        run.finish(error)
+        run.finish(error, answer)
 
     if _crowded(run):
         return
@@ -318,7 +329,8 @@ def run_in_loop(run: ProbeRun, tasks: set[asyncio.Task[None]]) -> None:
     async def work() -> None:
         try:
             with run.sharing():
-                _judge_answer(await probe() if probe is not None else None)
+                answer = await probe() if probe is not None else None
+                _judge_answer(answer)
         except BaseException as error:  # whatever it is, it was the probe's
             run.finish(error)
             if isinstance(error, asyncio.CancelledError | GeneratorExit):
@@ -326,7 +338,7 @@ def run_in_loop(run: ProbeRun, tasks: set[asyncio.Task[None]]) -> None:
             if not isinstance(error, Exception):
                 log.fault("probe_interrupted", error, dependency=run.dependency.name)
         else:
-            run.finish(None)
+            run.finish(None, answer)
         finally:
             run.dependency._hanging.discard(run)
 

@@ -1,65 +1,47 @@
 """Guard a redis-py client, sync or asyncio: `client = guard_client(client, health["redis"])`.
 
 The client stays the object that it was: its class becomes a cached subclass of its own class, in place,
-and the pipelines it gives birth to are treated alike. Commands go through permits at the top, outside
-redis-py's own retry loop, where a refusal may safely be a `redis.ConnectionError`. Beside it, a thin
-companion in the retry policy sees every attempt of that loop, so that the breaker opens during the loop
-and ends it.
+and what it gives birth to (pipelines, subscriptions, monitors, copies) is treated alike. Commands are
+guarded at the top, outside redis-py's own retry loop, where a refusal may safely be a
+`redis.ConnectionError`. Between the attempts of that loop stands a companion (`_redis_retry`), so that the
+breaker sees each of them and ends the loop, and so that a write is sent at most once.
+
+A command that succeeds while nothing is amiss pays for one look at the breaker, one look at its name and
+one count. Everything else takes the slower way, through a permit.
 """
 
 from __future__ import annotations
 
-import secrets
-from contextlib import suppress
-from contextvars import ContextVar
+import inspect
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Final, TypeVar, cast
 
 import redis
 import redis.asyncio
 from redis import exceptions
+from redis.asyncio.client import Monitor as AsyncMonitor
 from redis.asyncio.client import Pipeline as AsyncPipeline
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import NoBackoff
-from redis.client import Pipeline
-from redis.exceptions import (
-    BusyLoadingError,
-    ClusterDownError,
-    DataError,
-    LockError,
-    MasterDownError,
-    MaxConnectionsError,
-    OutOfMemoryError,
-    PubSubError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-    TryAgainError,
-    WatchError,
-)
+from redis.asyncio.client import PubSub as AsyncPubSub
+from redis.client import Monitor, Pipeline, PubSub
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.retry import Retry
 
-from .._core.breaker import Outcome
 from .._core.configuration import ConfigurationError
-from .._runtime.classify import UNANSWERED, Judgement
 from .._runtime.dependency import Dependency
-from .._runtime.permit import Permit
+from .._runtime.scope import innermost, scopes_open
 from ..errors import DependencyUnhealthy
+from ._redis_calls import Call, ClientGuard, Destructive, Keys, Listening
+from ._redis_pickle import plainly
+from ._redis_probe import probe_for
+from ._redis_retry import call_sites, watch_retries
+from ._redis_table import TABLE
 
-__all__ = ["RedisUnhealthy", "classify", "guard_client"]
+__all__ = ["TABLE", "ClientGuard", "RedisUnhealthy", "classify", "guard_client", "guarding", "unguard_client"]
 
 C = TypeVar("C", bound="redis.Redis | redis.asyncio.Redis")
 
-PROBE_TIMEOUT: Final = 0.5
-"""Seconds that the default probe waits for a connection, and again for a reply."""
-
-_permit: ContextVar[Permit | None] = ContextVar("safehold_redis_permit", default=None)
-_SERVER_ERRORS: Final = (
-    BusyLoadingError, ClusterDownError, MasterDownError, OutOfMemoryError, ReadOnlyError, TryAgainError,
-)  # fmt: skip
-_SERVER_WORDS: Final = ("BUSY", "MISCONF", "NOREPLICAS")  # troubles that redis-py has no class for
+classify: Final = TABLE.classify
+"""Say what an exception of redis-py means; `TABLE` holds the rows."""
 
 
 class RedisUnhealthy(DependencyUnhealthy, RedisConnectionError):
@@ -69,263 +51,400 @@ class RedisUnhealthy(DependencyUnhealthy, RedisConnectionError):
     status_code = None
 
 
-def classify(error: Exception) -> Outcome | bool | Judgement:
-    """Say what an exception of redis-py means.
-
-    Transport failures and a server that cannot serve count. What the server answered about one command,
-    and what redis-py found wrong with the caller's arguments, does not. A full local pool says nothing
-    about the server, but the call was not answered.
-    """
-    if isinstance(error, MaxConnectionsError) or str(error) == "No connection available.":
-        return UNANSWERED
-    if isinstance(error, _SERVER_ERRORS):
-        return True
-    if isinstance(error, WatchError):
-        return isinstance(error.__context__, RedisConnectionError | RedisTimeoutError)
-    if isinstance(error, ResponseError):
-        said = str(error).rpartition("caused error: ")[2]  # a pipeline says first which command it was
-        return said.split(" ", 1)[0] in _SERVER_WORDS
-    return not isinstance(error, DataError | PubSubError | LockError | UnicodeError)
-
-
-def _classify_wait(error: Exception) -> Outcome | bool | Judgement:
-    """Judge a command that waits for longer than its socket does: an idle queue is no outage.
-
-    A server that cannot even be connected to is one.
-    """
-    waited = isinstance(error, RedisTimeoutError) and "connecting" not in str(error).lower()
-    return UNANSWERED if waited else classify(error)
-
-
-_SECONDS_LAST: Final = {"BLPOP", "BRPOP", "BLMOVE", "BRPOPLPUSH", "BZPOPMIN", "BZPOPMAX"}
-_SECONDS_FIRST: Final = {"BLMPOP", "BZMPOP"}
-_MILLISECONDS_LAST: Final = {"WAIT", "WAITAOF"}
-_READS: Final = {"XREAD", "XREADGROUP"}
-_WAITS: Final = _SECONDS_LAST | _SECONDS_FIRST | _MILLISECONDS_LAST | _READS
-
-
-def _outlives_socket(client: Any, args: tuple[Any, ...]) -> bool:
-    """Whether this is a command that the server may answer later than the client's socket will wait."""
-    if not args or args[0] not in _WAITS:
-        return False
-    wait = _block_time(args[0], args[1:])
-    limit = client.connection_pool.connection_kwargs.get("socket_timeout", 5.0)  # redis-py 8's own default
-    return wait is not None and limit is not None and (wait == 0 or wait >= limit)
-
-
-def _block_time(command: str, args: tuple[Any, ...]) -> float | None:
-    """Give the seconds for which a blocking command asks the server to wait; `None` for none."""
-    try:
-        if command in _SECONDS_LAST:
-            return float(args[-1])
-        if command in _SECONDS_FIRST:
-            return float(args[0])
-        if command in _MILLISECONDS_LAST:
-            return float(args[-1]) / 1000
-        words = [word.upper() if isinstance(word, str | bytes) else word for word in args]
-        block = next(i for i, word in enumerate(words) if word in ("BLOCK", b"BLOCK"))
-        return float(args[block + 1]) / 1000
-    except (IndexError, StopIteration, TypeError, ValueError):  # not well formed: the server will say so
-        return None
-
-
-def guard_client(client: C, dependency: Dependency) -> C:
+def guard_client(
+    client: C,
+    dependency: Dependency,
+    *,
+    destructive: Destructive = "allow",
+    keys: Keys = None,
+    resend_writes: bool = False,
+) -> C:
     """Guard a client and give it back: the same object, of a subclass of its own class.
 
-    Commands and pipelines go through the dependency's breaker; a refused one raises `RedisUnhealthy`.
-    The dependency gets a default probe (a connection of its own, no retries, half a second for each
-    step, an `ECHO` of a nonce), unless it has one. Guarding twice is guarding once. Raises
-    `ConfigurationError` for what is not a redis-py client, and for a client of another dependency.
+    Commands, pipelines, subscriptions and monitors go through the dependency's breaker; a refused one
+    raises `RedisUnhealthy`. The dependency gets a default probe (a connection of its own, no retries,
+    half a second for each step, an `ECHO` of a nonce), unless it has one.
+
+    `destructive`: what a destructive command needs that is sent outside of a running operation.
+    `"allow"`: nothing, it is only noted in `guarding(client).unregistered`. `"observe"`: nothing, and
+    what `"ticket"` would have blocked is told to listeners and logs. `"ticket"`: it is blocked, with
+    `OperationBlocked`. Commands inside scripts cannot be seen.
+    `keys`: the keys whose loss matters, as glob patterns or as a function of the key; `None` for all.
+    On keys that are named so, overwriting counts as destructive too.
+    `resend_writes`: whether redis-py may send a command that is no plain read once more when its reply
+    was lost. Without it such a command is sent at most once; its error has `outcome == "unknown"`.
+
+    Guarding twice is guarding once; the later settings count. Raises `ConfigurationError` for what is not
+    a redis-py client, and for a client of another dependency.
     """
     if not isinstance(cast("object", client), redis.Redis | redis.asyncio.Redis):
-        msg = f"client must be a redis.Redis or redis.asyncio.Redis, got {client!r}"
+        msg = f"client must be a redis-py client, got {client!r}"
         raise ConfigurationError(msg)
-    guarded = getattr(client, "_safehold", None)
-    if guarded is not None and guarded is not dependency:
-        msg = f"this client is guarded as {guarded.name!r} already, not as {dependency.name!r}"
+    known = guarding(client)
+    if known is not None and known.dependency is not dependency:
+        msg = f"this client is guarded as {known.dependency.name!r} already, not as {dependency.name!r}"
         raise ConfigurationError(msg)
-    _adopt(client, dependency)
-    _watch_retries(client.connection_pool)
-    dependency.provide(probe=_probe_for(client), classify=classify)
+    guard = ClientGuard(
+        dependency,
+        error=RedisUnhealthy,
+        destructive=destructive,
+        keys=keys,
+        resend_writes=resend_writes,
+    )
+    _adopt(client, guard)
+    watch_retries(client.connection_pool)
+    dependency.provide(probe=probe_for(client, guard), classify=classify)
     return client
 
 
-def _adopt(client: Any, dependency: Dependency) -> None:
-    if not isinstance(client, _Guarded):
-        client.__class__ = _guarded_class(
-            cast("Any", type(client))
-        )  # the parent built it; only the class is ours
-    client._safehold = dependency
+def unguard_client(client: C) -> C:
+    """Undo `guard_client`, in place, and give the client back. Nothing happens to one that is not guarded.
+
+    What it gave birth to stays guarded. The dependency keeps its probe.
+    """
+    if guarding(client) is not None:
+        plain = type(client).__mro__[1]
+        client.__class__ = cast("Any", plain)
+        del client.__dict__["_safehold"]
+    return client
+
+
+def guarding(client: object) -> ClientGuard | None:
+    """Say how a client (or a pipeline, a subscription, ...) is guarded; `None` for one that is not."""
+    guard = getattr(client, "_safehold", None) if isinstance(client, _Guarded) else None
+    return guard if isinstance(guard, ClientGuard) else None
 
 
 class _Guarded:
     """Marks the classes made here. `None` until an object is guarded: redis-py makes more by itself."""
 
     __slots__ = ()
-    _safehold: Any = None
+    _safehold: ClientGuard | None = None
+
+
+def _adopt(thing: Any, guard: ClientGuard) -> Any:
+    """Make an object guarded, whatever redis-py made it."""
+    if not isinstance(thing, _Guarded):
+        thing.__class__ = _guarded_class(cast("Any", type(thing)))  # its parent built it
+    thing._safehold = guard
+    return thing
 
 
 @cache
 def _guarded_class(plain: Any) -> Any:
-    """Make the guarded subclass of a client's or a pipeline's class; it goes by the name of its parent.
+    """Make the guarded subclass of a class of redis-py's, or of a user's subclass of one.
 
     The parent's methods are looked up at each call, so that tools that patch them go on working.
     """
-    forward = _forward_async if issubclass(plain, redis.asyncio.Redis) else _forward
-    names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
-    if issubclass(plain, Pipeline | AsyncPipeline):
-        over = {name: forward(plain, name) for name in ("execute", "immediate_execute_command")}
-    else:
-        over = {"execute_command": forward(plain, "execute_command"), "pipeline": _bear(plain, "pipeline")}
-    return type(plain.__name__, (plain, _Guarded), {**over, **names})
+    return plainly(plain, _Guarded, {name: make(plain, name) for name, make in _overrides(plain).items()})
 
 
-def _forward(plain: Any, name: str) -> Any:
-    def guarded(self: Any, *args: Any, **options: Any) -> Any:
-        if self._safehold is None:
+def _overrides(plain: Any) -> dict[str, Callable[[Any, str], Any]]:
+    if issubclass(plain, Pipeline):
+        return {"execute": _batch, "immediate_execute_command": _single}
+    if issubclass(plain, AsyncPipeline):
+        return {"execute": _abatch, "immediate_execute_command": _asingle}
+    if issubclass(plain, redis.Redis):
+        return {"execute_command": _command, "client": _connects, "monitor": _connects, **_births(plain)}
+    if issubclass(plain, redis.asyncio.Redis):
+        return {"execute_command": _acommand, "client": _bears, "monitor": _bears, **_births(plain)}
+    if issubclass(plain, PubSub):
+        return {"execute_command": _subscribes, "parse_response": _listens}
+    if issubclass(plain, AsyncPubSub):
+        return {"execute_command": _asubscribes, "parse_response": _alistens}
+    if issubclass(plain, Monitor):
+        return {"_start_monitor": _connects, "next_command": _listens}
+    if issubclass(plain, AsyncMonitor):
+        return {"__aenter__": _aconnects, "next_command": _alistens}
+    return {"pipeline": _bears}  # the commands of a module, such as JSON
+
+
+def _births(plain: Any) -> dict[str, Callable[[Any, str], Any]]:
+    births = dict.fromkeys(("pipeline", "pubsub", "json", "ft", "ts"), _bears)
+    return {name: make for name, make in {**births, "set_retry": _set_retry}.items() if hasattr(plain, name)}
+
+
+# --- commands -----------------------------------------------------------------------------------------
+# The shorter way takes itself from `args`: passing them on as they came is a third of what it costs. And
+# where nobody has patched `Redis.execute_command`, which does nothing but call `_execute_command`, it saves
+# that step; what a tracing package puts there is called.
+
+
+def _own(function: Any) -> Any:
+    """Give redis-py's own function; `None` for one that was put in its place, or that does more by itself."""
+    code = getattr(function, "__code__", None)
+    if code is None or code.co_filename != inspect.getfile(PubSub):
+        return None
+    return function if code.co_names == ("_execute_command",) else None
+
+
+_genuine: Final = _own(redis.Redis.execute_command)
+
+
+def _command(plain: Any, name: str) -> Any:
+    slow = _single(plain, name)
+
+    def execute_command(*args: Any, **options: Any) -> Any:
+        guard = args[0]._safehold
+        if guard is None:
+            return plain.execute_command(*args, **options)
+        if args[1] not in guard.passes:
+            guard.look(args[1:])
+        era = guard.breaker.era
+        if era.ask or (scopes_open and innermost() is not None):
+            return slow(*args, **options)
+        forward = plain.execute_command
+        if forward is _genuine:
+            forward = plain._execute_command
+        try:
+            result = forward(*args, **options)
+        except BaseException as error:
+            Call(guard, args[0], (args[1:],)).failed(era, error)
+            raise
+        next(era.generation.tally)
+        return result
+
+    call_sites[execute_command.__code__] = _in_short
+    return execute_command
+
+
+def _acommand(plain: Any, name: str) -> Any:
+    slow = _asingle(plain, name)
+
+    async def execute_command(*args: Any, **options: Any) -> Any:
+        guard = args[0]._safehold
+        if guard is None:
+            return await plain.execute_command(*args, **options)
+        if args[1] not in guard.passes:
+            guard.look(args[1:])
+        era = guard.breaker.era
+        if era.ask or (scopes_open and innermost() is not None):
+            return await slow(*args, **options)
+        try:
+            result = await plain.execute_command(*args, **options)
+        except BaseException as error:
+            Call(guard, args[0], (args[1:],)).failed(era, error)
+            raise
+        next(era.generation.tally)
+        return result
+
+    call_sites[execute_command.__code__] = _in_short
+    return execute_command
+
+
+def _in_short(local: Mapping[str, Any]) -> Call:
+    """Read the call of the shorter way from its function's locals."""
+    self, *words = local["args"]
+    return Call(local["guard"], self, (tuple(words),), local["era"])
+
+
+def _in_full(local: Mapping[str, Any]) -> Any:
+    return local["tried"]
+
+
+def _single(plain: Any, name: str) -> Any:
+    def single(self: Any, *args: Any, **options: Any) -> Any:
+        guard = self._safehold
+        if guard is None:
             return getattr(plain, name)(self, *args, **options)
-        judge = _classify_wait if _outlives_socket(self, args) else classify
-        with Permit(self._safehold, error=RedisUnhealthy, classify=judge) as permit:
-            token = _permit.set(permit)
-            try:
-                return getattr(plain, name)(self, *args, **options)
-            finally:
-                _permit.reset(token)
+        if args[0] not in guard.passes:
+            guard.look(args)
+        tried = Call(guard, self, (args,))  # found on the stack, too
+        with tried:
+            return getattr(plain, name)(self, *args, **options)
 
-    return guarded
+    return _seen(single, name)
 
 
-def _forward_async(plain: Any, name: str) -> Any:
-    async def guarded(self: Any, *args: Any, **options: Any) -> Any:
-        if self._safehold is None:
+def _asingle(plain: Any, name: str) -> Any:
+    async def single(self: Any, *args: Any, **options: Any) -> Any:
+        guard = self._safehold
+        if guard is None:
             return await getattr(plain, name)(self, *args, **options)
-        judge = _classify_wait if _outlives_socket(self, args) else classify
-        with Permit(self._safehold, error=RedisUnhealthy, classify=judge) as permit:
-            token = _permit.set(permit)
-            try:
-                return await getattr(plain, name)(self, *args, **options)
-            finally:
-                _permit.reset(token)
+        if args[0] not in guard.passes:
+            guard.look(args)
+        tried = Call(guard, self, (args,))  # found on the stack, too
+        with tried:
+            return await getattr(plain, name)(self, *args, **options)
 
-    return guarded
+    return _seen(single, name)
 
 
-def _bear(plain: Any, name: str) -> Any:
-    """Guard what the client gives birth to."""
+def _seen(function: Any, name: str) -> Any:
+    """Let retries find the calls that are made in this function, and give it the name that it stands for."""
+    call_sites[function.__code__] = _in_full
+    function.__name__ = name
+    return function
 
-    def guarded(self: Any, *args: Any, **options: Any) -> Any:
+
+# --- pipelines ----------------------------------------------------------------------------------------
+
+
+def _batch(plain: Any, name: str) -> Any:
+    def batch(self: Any, *args: Any, **options: Any) -> Any:
+        guard, commands = self._safehold, _queued(self)
+        if guard is None or commands is None:
+            return getattr(plain, name)(self, *args, **options)
+        for command in commands:
+            if command[0] not in guard.passes:
+                guard.look(command)
+        with Call(guard, self, commands) as tried:
+            results = getattr(plain, name)(self, *args, **options)
+            if not (args[0] if args else options.get("raise_on_error", True)):
+                tried.answered(results)
+            return results
+
+    return _seen(batch, name)
+
+
+def _abatch(plain: Any, name: str) -> Any:
+    async def batch(self: Any, *args: Any, **options: Any) -> Any:
+        guard, commands = self._safehold, _queued(self)
+        if guard is None or commands is None:
+            return await getattr(plain, name)(self, *args, **options)
+        for command in commands:
+            if command[0] not in guard.passes:
+                guard.look(command)
+        with Call(guard, self, commands) as tried:
+            results = await getattr(plain, name)(self, *args, **options)
+            if not (args[0] if args else options.get("raise_on_error", True)):
+                tried.answered(results)
+            return results
+
+    return _seen(batch, name)
+
+
+def _queued(pipeline: Any) -> list[tuple[Any, ...]] | None:
+    """Give the commands that executing a pipeline would send; `None` when it would send nothing."""
+    stack = pipeline.command_stack
+    return [args for args, _ in stack] if stack or pipeline.watching else None
+
+
+# --- births -------------------------------------------------------------------------------------------
+
+
+def _bears(plain: Any, name: str) -> Any:
+    """Guard what is born."""
+
+    def bears(self: Any, *args: Any, **options: Any) -> Any:
         born = getattr(plain, name)(self, *args, **options)
+        guard = self._safehold
+        if guard is None:
+            return born
+        if type(born) in _NEWBORN:
+            born = _as_if_born_guarded(born)
+        return _adopt(born, guard)
+
+    bears.__name__ = name
+    return bears
+
+
+_NEWBORN: Final = (Pipeline, AsyncPipeline)
+
+
+def _as_if_born_guarded(born: Any) -> Any:
+    """Make the guarded object anew that nobody else knows yet.
+
+    Python reads the attributes of an object whose class was changed more slowly, and every command that is
+    queued reads some.
+    """
+    anew = object.__new__(_guarded_class(cast("Any", type(born))))
+    for name, value in vars(born).items():
+        setattr(anew, name, value)
+    return anew
+
+
+def _connects(plain: Any, name: str) -> Any:
+    """Guard what connects at once, and what is born of it."""
+
+    def connects(self: Any, *args: Any, **options: Any) -> Any:
+        guard = self._safehold
+        if guard is None:
+            return getattr(plain, name)(self, *args, **options)
+        tried = Call(guard, self, ())  # found on the stack, too
+        with tried:
+            born = getattr(plain, name)(self, *args, **options)
+        return born if born is None else _adopt(born, guard)
+
+    return _seen(connects, name)
+
+
+def _aconnects(plain: Any, name: str) -> Any:
+    async def connects(self: Any, *args: Any, **options: Any) -> Any:
+        guard = self._safehold
+        if guard is None:
+            return await getattr(plain, name)(self, *args, **options)
+        tried = Call(guard, self, ())  # found on the stack, too
+        with tried:
+            return await getattr(plain, name)(self, *args, **options)
+
+    return _seen(connects, name)
+
+
+def _set_retry(plain: Any, name: str) -> Any:
+    """Watch a retry policy that is set later, too."""
+
+    def set_retry(self: Any, retry: Any) -> Any:
+        done = getattr(plain, name)(self, retry)
         if self._safehold is not None:
-            _adopt(born, self._safehold)
-        return born
+            watch_retries(self.connection_pool)
+        return done
 
-    return guarded
-
-
-# --- the companion in the retry loop ------------------------------------------------------------------
+    return set_retry
 
 
-class _Watching:
-    """Marks retry policies that report their attempts. They hold no state: redis-py copies them."""
-
-    __slots__ = ()
-
-
-def _watch_retries(pool: Any) -> None:
-    """Let the pool's retry policy, and those that its connections have copied, report attempts."""
-    connections = [*getattr(pool, "_available_connections", ()), *getattr(pool, "_in_use_connections", ())]
-    holders = [pool.connection_kwargs, *(vars(connection) for connection in connections)]
-    for holder in holders:
-        retry = holder.get("retry")
-        if retry is not None and not isinstance(retry, _Watching):
-            retry.__class__ = _watching_class(cast("Any", type(retry)))
+# --- listening ----------------------------------------------------------------------------------------
+# A subscription is refused while the breaker is open; to give one up is not. Who listens on a connection
+# that stands is let be, and silence says nothing; but nobody connects anew past an open breaker.
 
 
-@cache
-def _watching_class(plain: Any) -> Any:
-    is_async = issubclass(plain, AsyncRetry)
-    names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__}
+def _subscribes(plain: Any, name: str) -> Any:
+    def subscribes(self: Any, *args: Any, **options: Any) -> Any:
+        guard = self._safehold
+        if guard is None or "UNSUBSCRIBE" in str(args[0]).upper():
+            return getattr(plain, name)(self, *args, **options)
+        tried = Call(guard, self, (args,))  # found on the stack, too
+        with tried:
+            return getattr(plain, name)(self, *args, **options)
 
-    def call_with_retry(self: Any, do: Any, fail: Any, *args: Any, **options: Any) -> Any:
-        permit = _permit.get()
-        if permit is not None:
-            fail = (_report_async if is_async else _report)(permit, fail)
-        return plain.call_with_retry(self, do, fail, *args, **options)
-
-    return type(plain.__name__, (plain, _Watching), {"call_with_retry": call_with_retry, **names})
+    return _seen(subscribes, name)
 
 
-def _report(permit: Permit, fail: Any) -> Any:
-    """Let redis-py clean up after an attempt, then report it, and end the loop when the breaker is open."""
+def _asubscribes(plain: Any, name: str) -> Any:
+    async def subscribes(self: Any, *args: Any, **options: Any) -> Any:
+        guard = self._safehold
+        if guard is None or "UNSUBSCRIBE" in str(args[0]).upper():
+            return await getattr(plain, name)(self, *args, **options)
+        tried = Call(guard, self, (args,))  # found on the stack, too
+        with tried:
+            return await getattr(plain, name)(self, *args, **options)
 
-    def failed(error: Exception, *count: Any) -> Any:
-        result = fail(error, *count)
-        if not permit.attempt_failed(error):
-            raise error
-        return result
-
-    return failed
-
-
-def _report_async(permit: Permit, fail: Any) -> Any:
-    async def failed(error: Exception, *count: Any) -> Any:
-        result = await fail(error, *count)
-        if not permit.attempt_failed(error):
-            raise error
-        return result
-
-    return failed
+    return _seen(subscribes, name)
 
 
-# --- the default probe --------------------------------------------------------------------------------
+def _listens(plain: Any, name: str) -> Any:
+    def listens(self: Any, *args: Any, **options: Any) -> Any:
+        guard = self._safehold
+        if guard is None:
+            return getattr(plain, name)(self, *args, **options)
+        with Listening(guard, self) as tried:
+            heard = getattr(plain, name)(self, *args, **options)
+            if heard is not None:
+                tried.heard()
+            return heard
+
+    return _seen(listens, name)
 
 
-def _probe_for(client: redis.Redis | redis.asyncio.Redis) -> Any:
-    pool: Any = client.connection_pool
-    return _async_probe(pool) if isinstance(client, redis.asyncio.Redis) else _sync_probe(pool)
+def _alistens(plain: Any, name: str) -> Any:
+    async def listens(self: Any, *args: Any, **options: Any) -> Any:
+        guard = self._safehold
+        if guard is None:
+            return await getattr(plain, name)(self, *args, **options)
+        with Listening(guard, self) as tried:
+            heard = await getattr(plain, name)(self, *args, **options)
+            if heard is not None:
+                tried.heard()
+            return heard
 
-
-def _own_connection(pool: Any, retry: Any) -> Any:
-    """Make a connection like the pool's, which shares nothing with it and tries once."""
-    settings = {
-        k: v for k, v in pool.connection_kwargs.items() if k not in {"retry_on_error", "retry_on_timeout"}
-    }
-    settings.update(retry=retry, socket_timeout=PROBE_TIMEOUT, socket_connect_timeout=PROBE_TIMEOUT)
-    settings["health_check_interval"] = 0
-    return pool.connection_class(**settings)
-
-
-def _sync_probe(pool: Any) -> Any:
-    def probe() -> None:
-        nonce = secrets.token_hex(8)
-        connection = _own_connection(pool, Retry(NoBackoff(), 0))
-        try:
-            connection.connect()
-            connection.send_command("ECHO", nonce)
-            _same(connection.read_response(), nonce)
-        finally:
-            connection.disconnect()
-
-    return probe
-
-
-def _async_probe(pool: Any) -> Any:
-    async def probe() -> None:
-        nonce = secrets.token_hex(8)
-        connection = _own_connection(pool, AsyncRetry(NoBackoff(), 0))
-        try:
-            await connection.connect()
-            await connection.send_command("ECHO", nonce)
-            _same(await connection.read_response(), nonce)
-        finally:
-            with suppress(RedisError, OSError):
-                await connection.disconnect(nowait=True)
-
-    return probe
-
-
-def _same(reply: object, nonce: str) -> None:
-    """Take nothing but the nonce for an answer: anything else was meant for somebody else."""
-    if reply not in (nonce, nonce.encode()):
-        msg = "the probe's nonce did not come back"
-        raise RedisConnectionError(msg)
+    return _seen(listens, name)
