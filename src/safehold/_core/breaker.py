@@ -381,8 +381,15 @@ class Breaker:
             generation.due = max(generation.due, until)
         self._observe(now, cause)
 
-    def forget_facet(self, facet: str, now: float, *, draw: float, cause: Cause) -> None:
-        """Drop a facet that is no more, such as a node that has left."""
+    def impair(self, facet: str, now: float, *, draw: float, cause: Cause) -> None:
+        """Note that a facet fails, whatever became of the call that has met it."""
+        self.tick(now, draw=draw)
+        self.impaired = {**self.impaired, facet: cause}
+        self.era.ask = self._must_ask(now)
+        self._observe(now, cause)
+
+    def mend(self, facet: str, now: float, *, draw: float, cause: Cause) -> None:
+        """Note that a facet works again, or is no more."""
         self.tick(now, draw=draw)
         if facet in self.impaired:
             self.impaired = {name: why for name, why in self.impaired.items() if name != facet}

@@ -263,6 +263,19 @@ class Dependency:
         self._settled()
         self._engine.wake()
 
+    def impair(self, facet: str, cause: Cause) -> None:
+        """Note that a facet fails, such as one node of many; the dependency is `degraded` meanwhile."""
+        self._facet(self._breaker.impair, facet, cause)
+
+    def mend(self, facet: str) -> None:
+        """Note that a facet works again, or is no more."""
+        self._facet(self._breaker.mend, facet, Cause(code="mended", text=f"{facet} works again"))
+
+    def _facet(self, step: Callable[..., None], facet: str, cause: Cause) -> None:
+        now, draw = self._now(), self._draw()
+        self._engine.run(lambda: step(facet, now, draw=draw, cause=cause))
+        self._settled()
+
     def _install(self, probe: Any, now: float, draw: float) -> None:
         declared = self._declaration
         settings = ProbeSettings() if declared is None else declared.probe_policy.to_settings()

@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import math
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final, NamedTuple
@@ -32,14 +34,18 @@ from ._table import (
     unanswered,
 )
 
-FAULTS: Final = frozenset({500, 502, 503, 504})
-"""Answers that say the server cannot serve; the response reaches the caller all the same."""
 PROBE_TIMEOUT: Final = 0.5
 """Seconds that a default probe waits in each step."""
 LONGEST_PAUSE: Final = 3600.0
 """Seconds: the longest Retry-After that is believed."""
 
 Test = Callable[[BaseException], bool]
+
+
+def never(error: BaseException) -> bool:
+    """Recognise nothing: the mark of a condition that a client has no exception for."""
+    del error
+    return False
 
 
 class Marks(NamedTuple):
@@ -50,6 +56,9 @@ class Marks(NamedTuple):
     not_http: Test
     connect_timeout: Test
     timeout: Test
+    proxy: Test = never
+    redirected: Test = never
+    not_decoded: Test = never
 
 
 def table(marks: Marks) -> Table:
@@ -64,7 +73,25 @@ def table(marks: Marks) -> Table:
                 NOTHING_SAID,
                 Sent.NO,
             ),
+            Row(
+                "redirected without end, or to where nobody can go",
+                marks.redirected,
+                unanswered("redirects", "redirected without end"),
+                Sent.YES,
+            ),
+            Row(
+                "the body is not what its encoding says",
+                marks.not_decoded,
+                down("broken_body", "the body cannot be decoded"),
+                Sent.YES,
+            ),
             Row("not HTTP at all", marks.not_http, down("not_http", "no HTTP answer")),
+            Row(
+                "its proxy does not let it through",
+                marks.proxy,
+                down("proxy", "refused by its proxy"),
+                Sent.NO,
+            ),
             Row("no connection in time", marks.connect_timeout, down("timeout"), Sent.NO),
             Row("no answer in time", marks.timeout, down("timeout")),
             Row("closed or reset before the answer", lambda _: True, down("lost")),
@@ -143,15 +170,18 @@ BODY: Final = Table(
 )
 """What it means when the head of the answer came and the body did not come whole."""
 
+SHEDDING: Final = Judgement(Outcome.IGNORED, missed=True, cause=Cause("shedding", "asked to be left alone"))
+STALE: Final = unanswered("stale_connection", "a kept connection was closed")
 STATUS_ROWS: Final = (
-    ("429, or 503 with Retry-After", "back-pressure: a pause, no failure"),
-    ("500, 502, 503, 504", "counts as a failure; the response reaches the caller"),
-    ("any other status", "an answer"),
+    Row("status 429, or 503 with `Retry-After`: a pause for as long as it says", never, SHEDDING, Sent.NO),
+    Row("status 500, 502, 503, 504; the response reaches the caller", never, down("server_fault"), Sent.YES),
+    Row("any other status, 404 and 501 included", never, Judgement(Outcome.SUCCESS, missed=False), Sent.YES),
 )
-
-
-class ServerFaultError(Exception):
-    """The server answered that it cannot serve. Seen by the breaker only."""
+"""What answers mean, for people: `judge_status` is their code."""
+CONNECTION_ROWS: Final = (
+    Row("a kept connection that was closed meanwhile, the first time in a row", never, STALE),
+)
+"""What a call site knows beside the exception, for people."""
 
 
 def judge_status(status: int, retry_after: str | None, wall: float) -> Judgement | None:
@@ -160,12 +190,25 @@ def judge_status(status: int, retry_after: str | None, wall: float) -> Judgement
     `retry_after` is the header, `wall` the Unix time now.
     """
     seconds = parse_retry_after(retry_after, wall)
-    if status == 429 or (status == 503 and seconds is not None):
-        cause = Cause("shedding", f"answered {status}")
-        return Judgement(Outcome.IGNORED, missed=True, cause=cause, pause=seconds)
-    if status in FAULTS:
-        return down("server_fault", f"answered {status}")
-    return None
+    if status == 429 or (status == 503 and seconds):
+        return SHEDDING._replace(cause=Cause("shedding", f"answered {status}"), pause=seconds)
+    return down("server_fault", f"answered {status}") if status in FAULTS else None
+
+
+FAULTS: Final = frozenset({500, 502, 503, 504})
+"""Answers that say the server cannot serve; the response reaches the caller all the same."""
+
+
+class ServerFaultError(Exception):
+    """The server answered that it cannot serve, or not now. Seen by the breaker and by classifiers only.
+
+    `status` is the answer's, `judgement` what it means, where nobody has declared otherwise.
+    """
+
+    def __init__(self, status: int, judgement: Judgement | None = None) -> None:
+        super().__init__(status)
+        self.status = status
+        self.judgement = judgement or down("server_fault", f"answered {status}")
 
 
 def parse_retry_after(value: str | None, wall: float) -> float | None:
@@ -186,3 +229,21 @@ def parse_retry_after(value: str | None, wall: float) -> float | None:
 def _until(text: str, wall: float) -> float:
     at: datetime = parsedate_to_datetime(text)
     return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp() - wall
+
+
+_declared_long: ContextVar[bool] = ContextVar("safehold_long", default=False)
+declared_long: Final = _declared_long.get
+
+
+@contextmanager
+def long_calls() -> Iterator[None]:
+    """Declare the calls that begin in this block long: they wait by nature, such as for the next event.
+
+    The gate does not wait for their end, their silence is no failure, and no limits but the client's own
+    are set to them. The head of the answer settles such a call; what breaks later still counts.
+    """
+    before = _declared_long.set(True)
+    try:
+        yield
+    finally:
+        _declared_long.reset(before)

@@ -65,6 +65,7 @@ class ClientGuard:
         self.unregistered: set[str] = set()
         self.error = error
         self.breaker = dependency._breaker
+        self.due: dict[str, float] = {}  # when a lost node of a cluster may be asked again
         passes = set(_HARMLESS if keys is not None else _HARMLESS | vocabulary.OVERWRITES - {"SET"})
         if destructive == "allow":
             passes |= vocabulary.CONDITIONAL | vocabulary.OVERWRITES
@@ -89,6 +90,11 @@ class ClientGuard:
     def classify(self, error: Exception) -> Outcome | bool | Judgement:
         """Judge by what the dependency's declaration says, or else by the table."""
         return (self.dependency.declared_classifier or TABLE.classify)(error)
+
+    def look_at(self, args: tuple[Any, ...]) -> None:
+        """Look at a command, unless its name says that there is no need to."""
+        if args[0] not in self.passes:
+            self.look(args)
 
     def look(self, args: tuple[Any, ...]) -> None:
         """Look at a command that may be destructive; raise `OperationBlocked` where it needs a ticket."""
@@ -165,6 +171,11 @@ class Call:
         return all(command.reads_only for command in self.commands)
 
     @property
+    def once(self) -> bool:
+        """Whether it must not be sent again once it may have been sent."""
+        return not (self.guard.resend_writes or self.reads_only)
+
+    @property
     def facets(self) -> tuple[str, ...]:
         """What its success shows to work, beside the server itself."""
         return (WRITES,) if any(command.writes for command in self.commands) else ()
@@ -202,8 +213,7 @@ class Call:
         said = judge(error, guard.classify)
         if said.cause is not None and said.cause.code == MISCONFIGURED:
             return False
-        once = not (guard.resend_writes or self.reads_only)
-        return go_on and not (once and may_have_been_sent(error))
+        return go_on and not (self.once and may_have_been_sent(error))
 
     def answered(self, results: Any) -> None:
         """Judge the errors among the results of a pipeline that was not told to raise them."""

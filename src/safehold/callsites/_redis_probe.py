@@ -1,25 +1,31 @@
 """The default probe of a guarded client: a connection of its own, one attempt, short time-outs, a nonce.
 
-Where a write has failed lately it also writes: setting no bytes at an offset of a key that is not there
-creates nothing, and is refused like any write by a server that takes none.
+An `ECHO` of a nonce shows that the answer is ours, and a read that the server serves: it answers an `ECHO`
+while it loads its data, too. Where a write has failed lately it also writes: setting no bytes at an offset
+of a key that is not there creates nothing, and is refused like any write by a server that takes none.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Generator
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, cast
 
+import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
+from redis.exceptions import ClusterDownError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoPermissionError, RedisError
 from redis.retry import Retry
 
+from .._core.breaker import Outcome
 from .._runtime.permit import WRITES
 from .._runtime.prober import ProbeAnswer
 from ._redis_calls import ClientGuard
+from ._redis_cluster import CLUSTERS, node_facet
+from ._redis_table import TABLE
 
 PROBE_TIMEOUT: Final = 0.5
 """Seconds that the default probe waits for a connection, and again for each reply."""
@@ -28,8 +34,11 @@ _NOT_OURS: Final = {"retry_on_error", "retry_on_timeout", "cache", "cache_config
 
 def probe_for(client: Any, guard: ClientGuard) -> Any:
     """Make the default probe for a client: a plain function, or a coroutine function."""
-    pool = client.connection_pool
-    return _async_probe(pool, guard) if isinstance(client, redis.asyncio.Redis) else _sync_probe(pool, guard)
+    is_async = isinstance(client, redis.asyncio.Redis | redis.asyncio.RedisCluster)
+    if isinstance(client, CLUSTERS):
+        return _async_cluster_probe(client, guard) if is_async else _cluster_probe(client, guard)
+    pool: Any = client.connection_pool
+    return _async_probe(pool, guard) if is_async else _sync_probe(pool, guard)
 
 
 def _own_connection(pool: Any, retry: Any) -> Any:
@@ -42,21 +51,9 @@ def _own_connection(pool: Any, retry: Any) -> Any:
 
 def _sync_probe(pool: Any, guard: ClientGuard) -> Any:
     def probe() -> ProbeAnswer:
-        nonce = secrets.token_hex(8)
         connection = _own_connection(pool, Retry(NoBackoff(), 0))
         try:
-            connection.connect()
-            connection.send_command("ECHO", nonce)
-            _same(connection.read_response(), nonce)
-            if not _should_write(guard):
-                return ProbeAnswer()
-            connection.send_command(*_write_nothing(nonce))
-            try:
-                connection.read_response()
-            except NoPermissionError:  # not for this key: the writes of the application have to show it
-                return ProbeAnswer()
-            guard.dependency.writes_failed = False
-            return ProbeAnswer((WRITES,))
+            return _ask(connection, _conversation(guard))
         finally:
             connection.disconnect()
 
@@ -65,21 +62,9 @@ def _sync_probe(pool: Any, guard: ClientGuard) -> Any:
 
 def _async_probe(pool: Any, guard: ClientGuard) -> Any:
     async def probe() -> ProbeAnswer:
-        nonce = secrets.token_hex(8)
         connection = _own_connection(pool, AsyncRetry(NoBackoff(), 0))
         try:
-            await connection.connect()
-            await connection.send_command("ECHO", nonce)
-            _same(await connection.read_response(), nonce)
-            if not _should_write(guard):
-                return ProbeAnswer()
-            await connection.send_command(*_write_nothing(nonce))
-            try:
-                await connection.read_response()
-            except NoPermissionError:  # not for this key: the writes of the application have to show it
-                return ProbeAnswer()
-            guard.dependency.writes_failed = False
-            return ProbeAnswer((WRITES,))
+            return await _aask(connection, _conversation(guard))
         finally:
             with suppress(RedisError, OSError):
                 await connection.disconnect(nowait=True)
@@ -87,16 +72,167 @@ def _async_probe(pool: Any, guard: ClientGuard) -> Any:
     return probe
 
 
-def _should_write(guard: ClientGuard) -> bool:
-    return guard.dependency.writes_failed or WRITES in guard.breaker.impaired
-
-
-def _write_nothing(nonce: str) -> tuple[str, str, int, str]:
-    return ("SETRANGE", f"safehold:{nonce}", 0, "")
-
-
-def _same(reply: object, nonce: str) -> None:
-    """Take nothing but the nonce for an answer: anything else was meant for somebody else."""
-    if reply not in (nonce, nonce.encode()):
+def _conversation(guard: ClientGuard) -> Generator[tuple[Any, ...], Any, ProbeAnswer]:
+    """Say what to send next, and take what was answered; what this user may not do is passed over."""
+    nonce = secrets.token_hex(8)
+    reply = yield ("ECHO", nonce)
+    ours = reply in (nonce, nonce.encode())
+    if not ours and not isinstance(reply, ResponseError):
         msg = "the probe's nonce did not come back"
         raise RedisConnectionError(msg)
+    key = f"safehold:{nonce}"
+    for words, answers in ((("EXISTS", key), (0,)), (("GET", key), (None,)), (("PING",), (b"PONG", "PONG"))):
+        reply = yield words
+        if isinstance(reply, ResponseError):
+            continue
+        if not ours and reply not in answers:
+            msg = f"the probe's {words[0]} was answered by something else"
+            raise RedisConnectionError(msg)
+        break
+    if guard.dependency.writes_failed or WRITES in guard.breaker.impaired:
+        reply = yield ("SETRANGE", key, 0, "")
+        if not isinstance(reply, ResponseError):
+            guard.dependency.writes_failed = False
+            return ProbeAnswer((WRITES,))
+    return ProbeAnswer()
+
+
+def _unless_it_counts(error: ResponseError) -> ResponseError:
+    """Give an answer that says nothing against the server, such as a lack of permission; raise any other."""
+    said = TABLE.classify(error)
+    if said.outcome is Outcome.FAILURE or said.facets:
+        raise error
+    return error
+
+
+def _ask(connection: Any, conversation: Generator[tuple[Any, ...], Any, ProbeAnswer]) -> ProbeAnswer:
+    connection.connect()
+    words = next(conversation)
+    while True:
+        connection.send_command(*words)
+        try:
+            reply = connection.read_response()
+        except ResponseError as error:
+            reply = _unless_it_counts(error)
+        try:
+            words = conversation.send(reply)
+        except StopIteration as said:
+            return cast("ProbeAnswer", said.value)
+
+
+async def _aask(connection: Any, conversation: Generator[tuple[Any, ...], Any, ProbeAnswer]) -> ProbeAnswer:
+    await connection.connect()
+    words = next(conversation)
+    while True:
+        await connection.send_command(*words)
+        try:
+            reply = await connection.read_response()
+        except ResponseError as error:
+            reply = _unless_it_counts(error)
+        try:
+            words = conversation.send(reply)
+        except StopIteration as said:
+            return cast("ProbeAnswer", said.value)
+
+
+# --- clusters -------------------------------------------------------------------------------------------
+# One node that is well and one that was lost are asked each time, and what they think of the cluster: one
+# without some of its slots answers well enough.
+
+
+def _cluster_probe(client: Any, guard: ClientGuard) -> Any:
+    def probe() -> ProbeAnswer:
+        well, lost = _chosen(client, guard)
+        if lost is not None:
+            with suppress(RedisError, OSError):
+                node_answers(lost)
+                guard.dependency.mend(node_facet(lost))
+        node_answers(well)
+        if not _should_write(guard):
+            return ProbeAnswer()
+        words = _write_nothing()
+        with own(client.get_node_from_key(words[1])) as home:
+            home.execute_command(*words)
+        return ProbeAnswer((WRITES,))
+
+    def node_answers(node: Any) -> None:
+        with own(node) as home:
+            _cluster_is_up(home.execute_command("CLUSTER INFO"))
+
+    def own(node: Any) -> Any:
+        return redis.Redis(**_node_settings(node, Retry(NoBackoff(), 0)))
+
+    return probe
+
+
+def _async_cluster_probe(client: Any, guard: ClientGuard) -> Any:
+    async def probe() -> ProbeAnswer:
+        well, lost = _chosen(client, guard)
+        if lost is not None:
+            with suppress(RedisError, OSError):
+                await node_answers(lost)
+                guard.dependency.mend(node_facet(lost))
+        await node_answers(well)
+        if not _should_write(guard):
+            return ProbeAnswer()
+        words = _write_nothing()
+        async with own(client.get_node_from_key(words[1])) as home:
+            await home.execute_command(*words)
+        return ProbeAnswer((WRITES,))
+
+    async def node_answers(node: Any) -> None:
+        async with own(node) as home:
+            _cluster_is_up(await home.execute_command("CLUSTER INFO"))
+
+    def own(node: Any) -> Any:
+        return redis.asyncio.Redis(**_node_settings(node, AsyncRetry(NoBackoff(), 0)))
+
+    return probe
+
+
+def _should_write(guard: ClientGuard) -> bool:
+    due = guard.dependency.writes_failed or WRITES in guard.breaker.impaired
+    guard.dependency.writes_failed = False
+    return due
+
+
+def _write_nothing() -> tuple[str, str, int, str]:
+    return ("SETRANGE", f"safehold:{secrets.token_hex(8)}", 0, "")
+
+
+def _chosen(client: Any, guard: ClientGuard) -> tuple[Any, Any]:
+    """Choose a node to ask, and one that was lost, if any; forget those that have left."""
+    nodes = {node_facet(node): node for node in list(client.nodes_manager.nodes_cache.values())}
+    impaired = [facet for facet in guard.breaker.impaired if facet.startswith("node ")]
+    for facet in impaired:
+        if facet not in nodes:
+            guard.dependency.mend(facet)
+    lost = [nodes[facet] for facet in impaired if facet in nodes]
+    well = [node for facet, node in nodes.items() if facet not in impaired]
+    if not nodes:
+        msg = "no node of the cluster is known"
+        raise RedisConnectionError(msg)
+    return secrets.choice(well or lost), secrets.choice(lost) if well and lost else None
+
+
+_OF_A_NODE: Final = {
+    "username", "password", "credential_provider", "protocol", "ssl", "ssl_keyfile", "ssl_certfile",
+    "ssl_cert_reqs", "ssl_ca_certs", "ssl_ca_path", "ssl_check_hostname",
+}  # fmt: skip
+
+
+def _node_settings(node: Any, retry: Any) -> dict[str, Any]:
+    home = getattr(node, "redis_connection", None)
+    known = (
+        home.connection_pool.connection_kwargs if home is not None else getattr(node, "connection_kwargs", {})
+    )
+    settings = {name: value for name, value in known.items() if name in _OF_A_NODE}
+    waits = {"socket_timeout": PROBE_TIMEOUT, "socket_connect_timeout": PROBE_TIMEOUT}
+    return {**settings, **waits, "host": node.host, "port": node.port, "retry": retry}
+
+
+def _cluster_is_up(info: Any) -> None:
+    text = info.decode() if isinstance(info, bytes) else str(info)  # redis-py makes a mapping of it
+    if "cluster_state" in text and "ok" not in text.split("cluster_state", 1)[1][:8]:
+        msg = "CLUSTERDOWN The cluster is down"
+        raise ClusterDownError(msg)

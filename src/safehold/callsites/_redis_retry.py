@@ -24,7 +24,7 @@ from redis.retry import Retry
 
 from ._redis_pickle import plainly
 
-__all__ = ["Tried", "call_sites", "may_have_been_sent", "watch_retries"]
+__all__ = ["Tried", "call_sites", "may_have_been_sent", "pools_of", "tried_here", "watch_retries"]
 
 call_sites: Final[dict[CodeType, Callable[[Mapping[str, Any]], Tried]]] = {}
 """The code of each function in which guarded calls are made, with how to read the call from its locals."""
@@ -38,6 +38,17 @@ class Tried(Protocol):
     def again(self, error: Exception) -> bool:
         """Take in a failed attempt; say whether there may be another one."""
         ...
+
+
+def pools_of(client: Any) -> list[Any]:
+    """Give the connection pools of a client; of a cluster client, those that its nodes have by now."""
+    pool = getattr(client, "connection_pool", None)
+    if pool is not None:
+        return [pool]
+    manager = getattr(client, "nodes_manager", None)
+    nodes = {} if manager is None else manager.nodes_cache
+    homes = [getattr(node, "redis_connection", None) for node in nodes.values()]
+    return [home.connection_pool for home in homes if home is not None]
 
 
 def watch_retries(pool: Any) -> None:
@@ -71,7 +82,7 @@ class _Watched:
 def _watched_class(plain: Any) -> Any:
     def compute(self: Any, failures: int) -> float:
         error = sys.exception()
-        tried = _tried(sys._getframe(1))
+        tried = tried_here(sys._getframe(1))
         if tried is not None and isinstance(error, Exception) and not tried.again(error):
             raise error
         return float(plain.compute(self, failures))
@@ -79,7 +90,7 @@ def _watched_class(plain: Any) -> Any:
     return plainly(plain, _Watched, {"compute": compute})
 
 
-def _tried(frame: FrameType | None) -> Tried | None:
+def tried_here(frame: FrameType | None) -> Tried | None:
     """Find the guarded call that this attempt belongs to."""
     for _ in range(_DEEPEST):
         if frame is None:

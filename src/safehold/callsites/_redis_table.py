@@ -185,15 +185,15 @@ TABLE: Final = Table(
             Sent.NO,
         ),
         Row(
-            "the cluster is down, or the slot is not covered (`CLUSTERDOWN`)",
-            _any(_is("ClusterDownError", "SlotNotCoveredError"), _says("CLUSTERDOWN")),
-            down("cluster_down", "cluster down"),
-            Sent.NO,
-        ),
-        Row(
             "a replica without its master (`MASTERDOWN`)",
             _any(_is("MasterDownError"), _says("MASTERDOWN")),
             down("master_down", "its master is down"),
+            Sent.NO,
+        ),
+        Row(
+            "the cluster is down, or the slot is not covered (`CLUSTERDOWN`)",
+            _any(_is("ClusterDownError", "SlotNotCoveredError"), _says("CLUSTERDOWN")),
+            down("cluster_down", "cluster down"),
             Sent.NO,
         ),
         Row(

@@ -31,14 +31,16 @@ from .._runtime.dependency import Dependency
 from .._runtime.scope import innermost, scopes_open
 from ..errors import DependencyUnhealthy
 from ._redis_calls import Call, ClientGuard, Destructive, Keys, Listening
+from ._redis_cluster import CLUSTERS
+from ._redis_cluster import overrides as cluster_overrides
 from ._redis_pickle import plainly
 from ._redis_probe import probe_for
-from ._redis_retry import call_sites, watch_retries
+from ._redis_retry import call_sites, pools_of, watch_retries
 from ._redis_table import TABLE
 
 __all__ = ["TABLE", "ClientGuard", "RedisUnhealthy", "classify", "guard_client", "guarding", "unguard_client"]
 
-C = TypeVar("C", bound="redis.Redis | redis.asyncio.Redis")
+C = TypeVar("C", bound="redis.Redis | redis.asyncio.Redis | redis.RedisCluster | redis.asyncio.RedisCluster")
 
 classify: Final = TABLE.classify
 """Say what an exception of redis-py means; `TABLE` holds the rows."""
@@ -77,7 +79,8 @@ def guard_client(
     Guarding twice is guarding once; the later settings count. Raises `ConfigurationError` for what is not
     a redis-py client, and for a client of another dependency.
     """
-    if not isinstance(cast("object", client), redis.Redis | redis.asyncio.Redis):
+    kinds = (redis.Redis, redis.asyncio.Redis, *CLUSTERS)
+    if not isinstance(cast("object", client), kinds) or isinstance(client, (Pipeline, AsyncPipeline)):
         msg = f"client must be a redis-py client, got {client!r}"
         raise ConfigurationError(msg)
     known = guarding(client)
@@ -92,7 +95,8 @@ def guard_client(
         resend_writes=resend_writes,
     )
     _adopt(client, guard)
-    watch_retries(client.connection_pool)
+    for pool in pools_of(client):
+        watch_retries(pool)
     dependency.provide(probe=probe_for(client, guard), classify=classify)
     return client
 
@@ -140,6 +144,8 @@ def _guarded_class(plain: Any) -> Any:
 
 
 def _overrides(plain: Any) -> dict[str, Callable[[Any, str], Any]]:
+    if (cluster := cluster_overrides(plain)) is not None:
+        return {**cluster, **(_births(plain) if issubclass(plain, CLUSTERS) else {})}
     if issubclass(plain, Pipeline):
         return {"execute": _batch, "immediate_execute_command": _single}
     if issubclass(plain, AsyncPipeline):
@@ -161,7 +167,9 @@ def _overrides(plain: Any) -> dict[str, Callable[[Any, str], Any]]:
 
 def _births(plain: Any) -> dict[str, Callable[[Any, str], Any]]:
     births = dict.fromkeys(("pipeline", "pubsub", "json", "ft", "ts"), _bears)
-    return {name: make for name, make in {**births, "set_retry": _set_retry}.items() if hasattr(plain, name)}
+    more = {"monitor": _connects} if issubclass(plain, redis.RedisCluster) else {}
+    known = {**births, **more, "set_retry": _set_retry}
+    return {name: make for name, make in known.items() if hasattr(plain, name)}
 
 
 # --- commands -----------------------------------------------------------------------------------------
@@ -188,11 +196,11 @@ def _command(plain: Any, name: str) -> Any:
         guard = args[0]._safehold
         if guard is None:
             return plain.execute_command(*args, **options)
-        if args[1] not in guard.passes:
-            guard.look(args[1:])
         era = guard.breaker.era
         if era.ask or (scopes_open and innermost() is not None):
             return slow(*args, **options)
+        if args[1] not in guard.passes:
+            guard.look(args[1:])
         forward = plain.execute_command
         if forward is _genuine:
             forward = plain._execute_command
@@ -215,11 +223,11 @@ def _acommand(plain: Any, name: str) -> Any:
         guard = args[0]._safehold
         if guard is None:
             return await plain.execute_command(*args, **options)
-        if args[1] not in guard.passes:
-            guard.look(args[1:])
         era = guard.breaker.era
         if era.ask or (scopes_open and innermost() is not None):
             return await slow(*args, **options)
+        if args[1] not in guard.passes:
+            guard.look(args[1:])
         try:
             result = await plain.execute_command(*args, **options)
         except BaseException as error:
@@ -247,8 +255,7 @@ def _single(plain: Any, name: str) -> Any:
         guard = self._safehold
         if guard is None:
             return getattr(plain, name)(self, *args, **options)
-        if args[0] not in guard.passes:
-            guard.look(args)
+        guard.look_at(args)
         tried = Call(guard, self, (args,))  # found on the stack, too
         with tried:
             return getattr(plain, name)(self, *args, **options)
@@ -261,8 +268,7 @@ def _asingle(plain: Any, name: str) -> Any:
         guard = self._safehold
         if guard is None:
             return await getattr(plain, name)(self, *args, **options)
-        if args[0] not in guard.passes:
-            guard.look(args)
+        guard.look_at(args)
         tried = Call(guard, self, (args,))  # found on the stack, too
         with tried:
             return await getattr(plain, name)(self, *args, **options)
@@ -286,8 +292,7 @@ def _batch(plain: Any, name: str) -> Any:
         if guard is None or commands is None:
             return getattr(plain, name)(self, *args, **options)
         for command in commands:
-            if command[0] not in guard.passes:
-                guard.look(command)
+            guard.look_at(command)
         with Call(guard, self, commands) as tried:
             results = getattr(plain, name)(self, *args, **options)
             if not (args[0] if args else options.get("raise_on_error", True)):
@@ -303,8 +308,7 @@ def _abatch(plain: Any, name: str) -> Any:
         if guard is None or commands is None:
             return await getattr(plain, name)(self, *args, **options)
         for command in commands:
-            if command[0] not in guard.passes:
-                guard.look(command)
+            guard.look_at(command)
         with Call(guard, self, commands) as tried:
             results = await getattr(plain, name)(self, *args, **options)
             if not (args[0] if args else options.get("raise_on_error", True)):
@@ -387,7 +391,8 @@ def _set_retry(plain: Any, name: str) -> Any:
     def set_retry(self: Any, retry: Any) -> Any:
         done = getattr(plain, name)(self, retry)
         if self._safehold is not None:
-            watch_retries(self.connection_pool)
+            for pool in pools_of(self):
+                watch_retries(pool)
         return done
 
     return set_retry
