@@ -22,7 +22,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from ._redis_pickle import plainly
+from ._plainly import plainly
 
 __all__ = ["Tried", "call_sites", "may_have_been_sent", "pools_of", "tried_here", "watch_retries"]
 

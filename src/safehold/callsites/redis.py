@@ -30,12 +30,13 @@ from .._core.configuration import ConfigurationError
 from .._runtime.dependency import Dependency
 from .._runtime.scope import innermost, scopes_open
 from ..errors import DependencyUnhealthy
+from ._plainly import plainly
 from ._redis_calls import Call, ClientGuard, Destructive, Keys, Listening
 from ._redis_cluster import CLUSTERS
 from ._redis_cluster import overrides as cluster_overrides
-from ._redis_pickle import plainly
 from ._redis_probe import probe_for
 from ._redis_retry import call_sites, pools_of, watch_retries
+from ._redis_socket import bound_answers, let_wait
 from ._redis_table import TABLE
 
 __all__ = ["TABLE", "ClientGuard", "RedisUnhealthy", "classify", "guard_client", "guarding", "unguard_client"]
@@ -97,6 +98,7 @@ def guard_client(
     _adopt(client, guard)
     for pool in pools_of(client):
         watch_retries(pool)
+        bound_answers(pool)
     dependency.provide(probe=probe_for(client, guard), classify=classify)
     return client
 
@@ -433,6 +435,7 @@ def _listens(plain: Any, name: str) -> Any:
         if guard is None:
             return getattr(plain, name)(self, *args, **options)
         with Listening(guard, self) as tried:
+            let_wait(self)
             heard = getattr(plain, name)(self, *args, **options)
             if heard is not None:
                 tried.heard()

@@ -1,5 +1,0 @@
-"""Where `plainly` used to be."""
-
-from ._plainly import plainly
-
-__all__ = ["plainly"]
