@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Generator
 from contextlib import suppress
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 import redis
 import redis.asyncio
@@ -20,13 +20,16 @@ from redis.exceptions import ClusterDownError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
-from .._core.breaker import Outcome
+from .._core.breaker import Cause, Outcome
 from .._runtime.permit import WRITES
 from .._runtime.prober import ProbeAnswer
 from ._redis_calls import ClientGuard
 from ._redis_cluster import CLUSTERS, node_facet
 from ._redis_table import TABLE
 
+T = TypeVar("T")
+Conversation: TypeAlias = Generator[tuple[Any, ...], Any, T]
+"""Gives the words to send, takes what was answered, and returns what it makes of that."""
 PROBE_TIMEOUT: Final = 0.5
 """Seconds that the default probe waits for a connection, and again for each reply."""
 _NOT_OURS: Final = {"retry_on_error", "retry_on_timeout", "cache", "cache_config"}
@@ -51,9 +54,17 @@ def _own_connection(pool: Any, retry: Any) -> Any:
 
 def _sync_probe(pool: Any, guard: ClientGuard) -> Any:
     def probe() -> ProbeAnswer:
+        answer = ask(pool, _conversation(guard))
+        for sentinel in _sentinels(pool):
+            with suppress(RedisError, OSError):
+                note_replicas(guard, ask(sentinel.connection_pool, _replicas(pool.service_name)))
+                break
+        return answer
+
+    def ask(pool: Any, conversation: Conversation[T]) -> T:
         connection = _own_connection(pool, Retry(NoBackoff(), 0))
         try:
-            return _ask(connection, _conversation(guard))
+            return _ask(connection, conversation)
         finally:
             connection.disconnect()
 
@@ -62,9 +73,17 @@ def _sync_probe(pool: Any, guard: ClientGuard) -> Any:
 
 def _async_probe(pool: Any, guard: ClientGuard) -> Any:
     async def probe() -> ProbeAnswer:
+        answer = await ask(pool, _conversation(guard))
+        for sentinel in _sentinels(pool):
+            with suppress(RedisError, OSError):
+                note_replicas(guard, await ask(sentinel.connection_pool, _replicas(pool.service_name)))
+                break
+        return answer
+
+    async def ask(pool: Any, conversation: Conversation[T]) -> T:
         connection = _own_connection(pool, AsyncRetry(NoBackoff(), 0))
         try:
-            return await _aask(connection, _conversation(guard))
+            return await _aask(connection, conversation)
         finally:
             with suppress(RedisError, OSError):
                 await connection.disconnect(nowait=True)
@@ -72,7 +91,7 @@ def _async_probe(pool: Any, guard: ClientGuard) -> Any:
     return probe
 
 
-def _conversation(guard: ClientGuard) -> Generator[tuple[Any, ...], Any, ProbeAnswer]:
+def _conversation(guard: ClientGuard) -> Conversation[ProbeAnswer]:
     """Say what to send next, and take what was answered; what this user may not do is passed over."""
     nonce = secrets.token_hex(8)
     reply = yield ("ECHO", nonce)
@@ -105,7 +124,7 @@ def _unless_it_counts(error: ResponseError) -> ResponseError:
     return error
 
 
-def _ask(connection: Any, conversation: Generator[tuple[Any, ...], Any, ProbeAnswer]) -> ProbeAnswer:
+def _ask(connection: Any, conversation: Conversation[T]) -> T:
     connection.connect()
     words = next(conversation)
     while True:
@@ -117,10 +136,10 @@ def _ask(connection: Any, conversation: Generator[tuple[Any, ...], Any, ProbeAns
         try:
             words = conversation.send(reply)
         except StopIteration as said:
-            return cast("ProbeAnswer", said.value)
+            return cast("T", said.value)
 
 
-async def _aask(connection: Any, conversation: Generator[tuple[Any, ...], Any, ProbeAnswer]) -> ProbeAnswer:
+async def _aask(connection: Any, conversation: Conversation[T]) -> T:
     await connection.connect()
     words = next(conversation)
     while True:
@@ -132,7 +151,46 @@ async def _aask(connection: Any, conversation: Generator[tuple[Any, ...], Any, P
         try:
             words = conversation.send(reply)
         except StopIteration as said:
-            return cast("ProbeAnswer", said.value)
+            return cast("T", said.value)
+
+
+# --- replicas, as a sentinel sees them --------------------------------------------------------------------
+
+
+def _sentinels(pool: Any) -> list[Any]:
+    manager = getattr(pool, "sentinel_manager", None)
+    return [] if manager is None else list(manager.sentinels)
+
+
+def _replicas(service: str) -> Conversation[dict[str, str]]:
+    """Ask a sentinel for the replicas of a service: each address with its flags."""
+    reply = yield ("SENTINEL", "REPLICAS", service)
+    if not isinstance(reply, list):
+        return {}
+    found: dict[str, str] = {}
+    for told in reply:
+        pairs = told.items() if isinstance(told, dict) else zip(told[::2], told[1::2], strict=False)
+        about = {_text(name): _text(value) for name, value in pairs}
+        found[f"{about.get('ip')}:{about.get('port')}"] = about.get("flags", "")
+    return found
+
+
+def note_replicas(guard: ClientGuard, replicas: dict[str, str]) -> None:
+    """Let each replica that a sentinel has lost be a facet that fails; forget those that are no more."""
+    lost = {
+        f"replica {address}"
+        for address, flags in replicas.items()
+        if {"s_down", "o_down", "disconnected"} & set(flags.split(","))
+    }
+    known = {facet for facet in guard.breaker.impaired if facet.startswith("replica ")}
+    for facet in lost - known:
+        guard.dependency.impair(facet, Cause("replica_lost", "a sentinel has lost it"))
+    for facet in known - lost:
+        guard.dependency.mend(facet)
+
+
+def _text(word: Any) -> str:
+    return word.decode(errors="replace") if isinstance(word, bytes) else str(word)
 
 
 # --- clusters -------------------------------------------------------------------------------------------

@@ -27,10 +27,9 @@ PROGRESS: Final = 1024
 class _Steady:
     """What is added to a socket: when the present answer was first waited for, and how much has come."""
 
-    __slots__ = ()
-    began: float | None
-    came: int
-    patient: bool
+    began: float | None = None
+    came = 0
+    patient = False
 
     def sendall(self, *args: Any) -> Any:
         self.began = None
@@ -72,7 +71,7 @@ class _Steady:
 
 
 class _SteadySocket(_Steady, socket.socket):
-    __slots__ = ("began", "came", "patient")
+    pass
 
 
 class _SteadySSLSocket(_Steady, ssl.SSLSocket):
@@ -83,15 +82,11 @@ def _steady(sock: Any) -> Any:
     """Give the same connection, as a socket of that kind; whatever else it is, is left alone."""
     if type(sock) is ssl.SSLSocket:
         sock.__class__ = _SteadySSLSocket
-        made: Any = sock
     elif type(sock) is socket.socket:
         timeout = sock.gettimeout()
-        made = _SteadySocket(sock.family, sock.type, sock.proto, fileno=sock.detach())
-        made.settimeout(timeout)
-    else:
-        return sock
-    made.began, made.came, made.patient = None, 0, False
-    return made
+        sock = _SteadySocket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        sock.settimeout(timeout)
+    return sock
 
 
 class _Marked:

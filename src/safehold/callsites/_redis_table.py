@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from redis import exceptions as said
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -56,6 +56,18 @@ def word(error: BaseException) -> str:
     return _PIPELINE.sub("", str(error)).split(" ", 1)[0]
 
 
+class RedisTable(Table):
+    """The rows, asked about what redis-py met: its asyncio client may put an error of its own around it."""
+
+    __slots__ = ()
+
+    def row(self, error: BaseException) -> Row:
+        """Give the first row that matches."""
+        while type(error) is RedisConnectionError and error.args and error.args[0] is error.__cause__:
+            error = cast("BaseException", error.__cause__)
+        return super().row(error)
+
+
 def _says(*words: str) -> Callable[[BaseException], bool]:
     return lambda error: word(error) in words
 
@@ -94,7 +106,7 @@ def _cluster_lost(error: BaseException) -> bool:
 
 _CLUSTER: Any = _kinds("RedisClusterException")
 
-TABLE: Final = Table(
+TABLE: Final = RedisTable(
     (
         Row(
             "the client's own pool has no connection left (`MaxConnectionsError`)",
