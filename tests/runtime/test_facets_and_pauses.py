@@ -135,10 +135,10 @@ def test_what_must_be_written_is_required(health: Safehold, redis: Dependency, a
 def test_a_lost_node_degrades_until_that_node_answers(form: Form, redis: Dependency) -> None:
     """Other answers do not end it."""
     form.guard(redis, answer)()
-    redis.impair("node b", Cause("timeout", "timed out"))
+    redis._impair("node b", Cause("timeout", "timed out"))
     form.guard(redis, answer)()
     assert (redis.state, redis.status().impaired) == (HealthState.DEGRADED, {"node b": "timed out"})
-    redis.mend("node b")
+    redis._mend("node b")
     assert (redis.state, redis.status().impaired) == (HealthState.HEALTHY, {})
 
 

@@ -65,7 +65,7 @@ class Dependency:
         self._timed = False
         self._classify: Classifier | None = None
         self._declared_classify: Classifier | None = None
-        self.writes_failed = False  # a write was not answered lately: probes that can shall try one
+        self._writes_failed = False  # a write was not answered lately: probes that can shall try one
         self._declaration: Declaration | None = None  # written in steps
         self._breaker = Breaker(
             name, _UNDECLARED, engine.clock.monotonic(), engine.mail
@@ -263,11 +263,11 @@ class Dependency:
         self._settled()
         self._engine.wake()
 
-    def impair(self, facet: str, cause: Cause) -> None:
+    def _impair(self, facet: str, cause: Cause) -> None:
         """Note that a facet fails, such as one node of many; the dependency is `degraded` meanwhile."""
         self._facet(self._breaker.impair, facet, cause)
 
-    def mend(self, facet: str) -> None:
+    def _mend(self, facet: str) -> None:
         """Note that a facet works again, or is no more."""
         self._facet(self._breaker.mend, facet, Cause(code="mended", text=f"{facet} works again"))
 

@@ -89,7 +89,7 @@ class Permit:
             scope.begin(self, dependency.name, long=self._long)
         return self
 
-    def unasked(self) -> Self:
+    def _unasked(self) -> Self:
         """Take part without asking: for what is under way anyway, and only its outcome matters."""
         self._taken = self._era = self._dependency._breaker.era
         self._scope = innermost() if scopes_open else None
@@ -288,7 +288,7 @@ def report_by_hand(
         classify=lambda _: judgement._replace(
             facets=facets or judgement.facets, cause=why, pause=pause or judgement.pause
         ),
-    ).unasked()
+    )._unasked()
     if judgement.outcome is Outcome.SUCCESS:
         permit.succeed()
     else:

@@ -192,10 +192,11 @@ class Call:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        permit, self.permit = self.permit, None  # it holds our classifier: together they would outlive us
         if error is not None:
             self._tell_outcome(error)
-        if self.permit is not None:
-            self.permit._leave(error)
+        if permit is not None:
+            permit._leave(error)
 
     def failed(self, era: Era, error: BaseException) -> None:
         """Settle a call of the shorter way, which had no permit, that raised."""
@@ -226,7 +227,7 @@ class Call:
         """Write on the error of a command that changes something whether it may have been executed."""
         if not isinstance(error, RedisError | OSError | ValueError) or self.reads_only:
             return
-        self.guard.dependency.writes_failed = True
+        self.guard.dependency._writes_failed = True
         if "outcome" in error.__dict__ or isinstance(error, DependencyUnhealthy):
             return
         sent = TABLE.row(error).sent

@@ -199,13 +199,13 @@ class Visit:
     ) -> None:
         dependency = self._guard.dependency
         if error is None and self._facet in self._known:
-            dependency.mend(self._facet)
+            dependency._mend(self._facet)
         if not isinstance(error, _LOST):
             return
         said = judge(error, self._guard.classify)
         if said.outcome is Outcome.FAILURE:
             self._guard.due[self._facet] = dependency._now() + self._guard.breaker.settings.cooldown.first
-            dependency.impair(self._facet, said.cause or cause_of(error))
+            dependency._impair(self._facet, said.cause or cause_of(error))
         known = self._facet in self._known and not self._elsewhere()
         if known or (self._tried is not None and not self._tried.again(error)):
             raise Stopped(error) from None

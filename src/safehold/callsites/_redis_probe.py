@@ -108,10 +108,10 @@ def _conversation(guard: ClientGuard) -> Conversation[ProbeAnswer]:
             msg = f"the probe's {words[0]} was answered by something else"
             raise RedisConnectionError(msg)
         break
-    if guard.dependency.writes_failed or WRITES in guard.breaker.impaired:
+    if guard.dependency._writes_failed or WRITES in guard.breaker.impaired:
         reply = yield ("SETRANGE", key, 0, "")
         if not isinstance(reply, ResponseError):
-            guard.dependency.writes_failed = False
+            guard.dependency._writes_failed = False
             return ProbeAnswer((WRITES,))
     return ProbeAnswer()
 
@@ -184,9 +184,9 @@ def note_replicas(guard: ClientGuard, replicas: dict[str, str]) -> None:
     }
     known = {facet for facet in guard.breaker.impaired if facet.startswith("replica ")}
     for facet in lost - known:
-        guard.dependency.impair(facet, Cause("replica_lost", "a sentinel has lost it"))
+        guard.dependency._impair(facet, Cause("replica_lost", "a sentinel has lost it"))
     for facet in known - lost:
-        guard.dependency.mend(facet)
+        guard.dependency._mend(facet)
 
 
 def _text(word: Any) -> str:
@@ -204,7 +204,7 @@ def _cluster_probe(client: Any, guard: ClientGuard) -> Any:
         if lost is not None:
             with suppress(RedisError, OSError):
                 node_answers(lost)
-                guard.dependency.mend(node_facet(lost))
+                guard.dependency._mend(node_facet(lost))
         node_answers(well)
         if not _should_write(guard):
             return ProbeAnswer()
@@ -229,7 +229,7 @@ def _async_cluster_probe(client: Any, guard: ClientGuard) -> Any:
         if lost is not None:
             with suppress(RedisError, OSError):
                 await node_answers(lost)
-                guard.dependency.mend(node_facet(lost))
+                guard.dependency._mend(node_facet(lost))
         await node_answers(well)
         if not _should_write(guard):
             return ProbeAnswer()
@@ -249,8 +249,8 @@ def _async_cluster_probe(client: Any, guard: ClientGuard) -> Any:
 
 
 def _should_write(guard: ClientGuard) -> bool:
-    due = guard.dependency.writes_failed or WRITES in guard.breaker.impaired
-    guard.dependency.writes_failed = False
+    due = guard.dependency._writes_failed or WRITES in guard.breaker.impaired
+    guard.dependency._writes_failed = False
     return due
 
 
@@ -264,7 +264,7 @@ def _chosen(client: Any, guard: ClientGuard) -> tuple[Any, Any]:
     impaired = [facet for facet in guard.breaker.impaired if facet.startswith("node ")]
     for facet in impaired:
         if facet not in nodes:
-            guard.dependency.mend(facet)
+            guard.dependency._mend(facet)
     lost = [nodes[facet] for facet in impaired if facet in nodes]
     well = [node for facet, node in nodes.items() if facet not in impaired]
     if not nodes:

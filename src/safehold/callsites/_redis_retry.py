@@ -53,10 +53,10 @@ def pools_of(client: Any) -> list[Any]:
 
 def watch_retries(pool: Any) -> None:
     """Let the pool's retry policy, and those that its connections have copied, report attempts."""
-    settings = pool.connection_kwargs
+    settings = getattr(pool, "connection_kwargs", {})
     if settings.get("retry") is None and (settings.get("retry_on_error") or settings.get("retry_on_timeout")):
         # what a connection would make for itself, where nobody could watch it
-        is_async = pool.connection_class.__module__.startswith("redis.asyncio")
+        is_async = getattr(pool, "connection_class", Retry).__module__.startswith("redis.asyncio")
         settings["retry"] = (AsyncRetry if is_async else Retry)(NoBackoff(), 1)
     _watch(settings.get("retry"))
     for name in ("_available_connections", "_in_use_connections", "_connections"):

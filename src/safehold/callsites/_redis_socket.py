@@ -102,7 +102,7 @@ def _steady_class(plain: Any) -> Any:
 
 def bound_answers(pool: Any) -> None:
     """Let the connections that a sync pool makes from now on bound their answers."""
-    kind = pool.connection_class
+    kind = getattr(pool, "connection_class", None)
     known = isinstance(kind, type) and issubclass(kind, AbstractConnection) and not issubclass(kind, _Marked)
     if known and hasattr(kind, "_connect"):
         pool.connection_class = _steady_class(cast("Any", kind))
