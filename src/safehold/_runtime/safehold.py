@@ -101,6 +101,7 @@ class Safehold:
         """
         from .policies import BreakerPolicy, ProbePolicy, check_policy  # noqa: PLC0415 - pydantic's models load when used
 
+        _load_what_an_outage_needs()
         if not isinstance(critical, bool):
             msg = f"critical must be True or False, got {critical!r}"
             raise ConfigurationError(msg)
@@ -355,6 +356,12 @@ class Running:
         if isinstance(self._mine, LoopProber):
             self._home._end(self._mine)
             await self._mine.stop()
+
+
+def _load_what_an_outage_needs() -> None:
+    """Load the models of reports and payloads: a process without a free descriptor can load nothing."""
+    from .. import _payload  # noqa: F401, PLC0415 - pydantic's models load when used
+    from . import report  # noqa: F401, PLC0415 - pydantic's models load when used
 
 
 begin_again_in_children(_alive)

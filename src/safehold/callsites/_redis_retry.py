@@ -59,9 +59,14 @@ def watch_retries(pool: Any) -> None:
         is_async = getattr(pool, "connection_class", Retry).__module__.startswith("redis.asyncio")
         settings["retry"] = (AsyncRetry if is_async else Retry)(NoBackoff(), 1)
     _watch(settings.get("retry"))
-    for name in ("_available_connections", "_in_use_connections", "_connections"):
-        for connection in list(getattr(pool, name, None) or ()):
-            _watch(getattr(connection, "retry", None))
+    for connection in connections_of(pool):
+        _watch(getattr(connection, "retry", None))
+
+
+def connections_of(pool: Any) -> list[Any]:
+    """Give the connections that a pool has by now."""
+    names = ("_available_connections", "_in_use_connections", "_connections")
+    return [connection for name in names for connection in list(getattr(pool, name, None) or ())]
 
 
 def _watch(retry: Any) -> None:

@@ -34,9 +34,9 @@ from ._plainly import plainly
 from ._redis_calls import Call, ClientGuard, Destructive, Keys, Listening
 from ._redis_cluster import CLUSTERS
 from ._redis_cluster import overrides as cluster_overrides
+from ._redis_drip import bound_answers
 from ._redis_probe import probe_for
 from ._redis_retry import call_sites, pools_of, watch_retries
-from ._redis_socket import bound_answers, let_wait
 from ._redis_table import TABLE
 
 __all__ = ["TABLE", "ClientGuard", "RedisUnhealthy", "classify", "guard_client", "guarding", "unguard_client"]
@@ -132,6 +132,7 @@ def _adopt(thing: Any, guard: ClientGuard) -> Any:
     """Make an object guarded, whatever redis-py made it."""
     if not isinstance(thing, _Guarded):
         thing.__class__ = _guarded_class(cast("Any", type(thing)))  # its parent built it
+        thing.__dict__ = dict(vars(thing))  # Python reads this one faster than what the change has left
     thing._safehold = guard
     return thing
 
@@ -435,7 +436,6 @@ def _listens(plain: Any, name: str) -> Any:
         if guard is None:
             return getattr(plain, name)(self, *args, **options)
         with Listening(guard, self) as tried:
-            let_wait(self)
             heard = getattr(plain, name)(self, *args, **options)
             if heard is not None:
                 tried.heard()
