@@ -510,7 +510,7 @@ TROUBLE: dict[str, tuple[Exception, Outcome, bool]] = {
         Outcome.SUCCESS,
         True,
     ),
-    "pool full": (redis.MaxConnectionsError("Too many connections"), Outcome.IGNORED, True),
+    "pool full": (exceptions.MaxConnectionsError("Too many connections"), Outcome.IGNORED, True),
     "pool busy": (redis.ConnectionError("No connection available."), Outcome.IGNORED, True),
     "wrong type": (redis.ResponseError("WRONGTYPE Operation against"), Outcome.IGNORED, False),
     "no permission": (exceptions.NoPermissionError("this user has no permissions"), Outcome.IGNORED, True),

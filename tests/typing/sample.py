@@ -320,13 +320,18 @@ class OwnRedis(redis.Redis):
     """A client of the user's own."""
 
 
-async def use_clients() -> None:
+async def use_clients(cluster: redis.RedisCluster, acluster: redis.asyncio.RedisCluster) -> None:
     """Guarded clients keep their type."""
     assert_type(guarded_redis.guard_client(redis.Redis(), dependency), redis.Redis)
     assert_type(guarded_redis.guard_client(OwnRedis(), dependency), OwnRedis)
     assert_type(guarded_redis.guard_client(redis.asyncio.Redis(), dependency), redis.asyncio.Redis)
     assert_type(guarded_httpx.guard_client(httpx.Client(), dependency), httpx.Client)
     assert_type(guarded_httpx.guard_client(httpx.AsyncClient(), dependency), httpx.AsyncClient)
+    assert_type(guarded_redis.guard_client(cluster, dependency), redis.RedisCluster)
+    assert_type(guarded_redis.guard_client(acluster, dependency), redis.asyncio.RedisCluster)
+    assert_type(guarded_redis.unguard_client(OwnRedis()), OwnRedis)
+    assert_type(guarded_redis.guarding(cluster), guarded_redis.ClientGuard | None)
+    guarded_redis.guard_client(cluster, dependency, destructive="maybe")  # type: ignore[arg-type]  # no such mode
     guarded_redis.guard_client("redis://", dependency)  # type: ignore[type-var]  # no client
     guarded_httpx.guard_client(redis.Redis(), dependency)  # type: ignore[type-var]  # another one's client
     try:
