@@ -7,6 +7,7 @@ of a key that is not there creates nothing, and is refused like any write by a s
 
 from __future__ import annotations
 
+import copy
 import secrets
 from collections.abc import Generator
 from contextlib import suppress
@@ -46,19 +47,52 @@ def probe_for(client: Any, guard: ClientGuard) -> Any:
 
 def _own_connection(pool: Any, retry: Any) -> Any:
     """Make a connection like the pool's, which shares nothing with it and tries once."""
+    return pool.connection_class(**_once(pool, retry))
+
+
+def _once(pool: Any, retry: Any) -> dict[str, Any]:
     settings = {k: v for k, v in pool.connection_kwargs.items() if k not in _NOT_OURS}
-    settings.update(retry=retry, socket_timeout=PROBE_TIMEOUT, socket_connect_timeout=PROBE_TIMEOUT)
-    settings["health_check_interval"] = 0
-    return pool.connection_class(**settings)
+    waits = {"socket_timeout": PROBE_TIMEOUT, "socket_connect_timeout": PROBE_TIMEOUT}
+    return {**settings, **waits, "retry": retry, "health_check_interval": 0}
+
+
+def _of_its_own(pool: Any, home: Any, retry: Any) -> tuple[Any, list[Any]]:
+    """Give the pool to make a probe's connection from, and the sentinels to ask.
+
+    A Sentinel-managed connection asks the sentinels through its pool: those of a probe are its own, because
+    the application's may belong to another loop.
+    """
+    manager = getattr(pool, "sentinel_manager", None)
+    if manager is None:
+        return pool, []
+    own = copy.copy(manager)
+    own.sentinels = [
+        home.Redis(
+            connection_pool=home.ConnectionPool(
+                connection_class=sentinel.connection_pool.connection_class,
+                **_once(sentinel.connection_pool, retry),
+            )
+        )
+        for sentinel in manager.sentinels
+    ]
+    settings = {k: v for k, v in _once(pool, retry).items() if k != "connection_pool"}
+    kinds = {"is_master": pool.is_master, "check_connection": pool.check_connection}
+    made = type(pool)(pool.service_name, own, connection_class=pool.connection_class, **kinds, **settings)
+    return made, own.sentinels
 
 
 def _sync_probe(pool: Any, guard: ClientGuard) -> Any:
     def probe() -> ProbeAnswer:
-        answer = ask(pool, _conversation(guard))
-        for sentinel in _sentinels(pool):
-            with suppress(RedisError, OSError):
-                note_replicas(guard, ask(sentinel.connection_pool, _replicas(pool.service_name)))
-                break
+        own, sentinels = _of_its_own(pool, redis, Retry(NoBackoff(), 0))
+        try:
+            answer = ask(own, _conversation(guard))
+            for sentinel in sentinels:
+                with suppress(RedisError, OSError):
+                    note_replicas(guard, ask(sentinel.connection_pool, _replicas(pool.service_name)))
+                    break
+        finally:
+            for sentinel in sentinels:
+                sentinel.connection_pool.disconnect()
         return answer
 
     def ask(pool: Any, conversation: Conversation[T]) -> T:
@@ -73,11 +107,16 @@ def _sync_probe(pool: Any, guard: ClientGuard) -> Any:
 
 def _async_probe(pool: Any, guard: ClientGuard) -> Any:
     async def probe() -> ProbeAnswer:
-        answer = await ask(pool, _conversation(guard))
-        for sentinel in _sentinels(pool):
-            with suppress(RedisError, OSError):
-                note_replicas(guard, await ask(sentinel.connection_pool, _replicas(pool.service_name)))
-                break
+        own, sentinels = _of_its_own(pool, redis.asyncio, AsyncRetry(NoBackoff(), 0))
+        try:
+            answer = await ask(own, _conversation(guard))
+            for sentinel in sentinels:
+                with suppress(RedisError, OSError):
+                    note_replicas(guard, await ask(sentinel.connection_pool, _replicas(pool.service_name)))
+                    break
+        finally:
+            for sentinel in sentinels:
+                await sentinel.connection_pool.disconnect()
         return answer
 
     async def ask(pool: Any, conversation: Conversation[T]) -> T:
@@ -155,11 +194,6 @@ async def _aask(connection: Any, conversation: Conversation[T]) -> T:
 
 
 # --- replicas, as a sentinel sees them --------------------------------------------------------------------
-
-
-def _sentinels(pool: Any) -> list[Any]:
-    manager = getattr(pool, "sentinel_manager", None)
-    return [] if manager is None else list(manager.sentinels)
 
 
 def _replicas(service: str) -> Conversation[dict[str, str]]:

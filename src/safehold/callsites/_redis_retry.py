@@ -120,5 +120,7 @@ def may_have_been_sent(error: BaseException) -> bool:
 
 def _names(trace: TracebackType | None) -> Any:
     while trace is not None:
-        yield trace.tb_frame.f_code.co_name
+        name = trace.tb_frame.f_code.co_name
+        if name != "<lambda>":  # redis-py puts some around what it tries
+            yield name
         trace = trace.tb_next
