@@ -85,8 +85,17 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def has_errno(error: BaseException, numbers: Collection[int | None]) -> bool:
-    """Whether the operating system said one of these, anywhere in the chain."""
-    return any(isinstance(link, OSError) and link.errno in numbers for link in chain(error))
+    """Whether the operating system said one of these, in the chain or up to a time-out in it.
+
+    What led to a time-out may be no trouble at all: that there is nothing to read yet, for one.
+    """
+    for link in chain(error):
+        if isinstance(link, OSError):
+            if link.errno in numbers:
+                return True
+            if isinstance(link, TimeoutError):
+                return False
+    return False
 
 
 OWN_LIMITS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
