@@ -90,7 +90,7 @@ def has_errno(error: BaseException, numbers: Collection[int | None]) -> bool:
     What led to a time-out may be no trouble at all: that there is nothing to read yet, for one.
     """
     for link in chain(error):
-        if isinstance(link, OSError):
+        if isinstance(link, OSError) and not isinstance(link, ssl.SSLError):  # OpenSSL has numbers of its own
             if link.errno in numbers:
                 return True
             if isinstance(link, TimeoutError):
