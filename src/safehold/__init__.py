@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._core.backoff import Backoff
 from ._core.breaker import Cause, Outcome, Transition
+from ._core.evidence import UNKNOWN, Evidence, Presence, combine
 from ._core.gate import Reason, Trigger, Verdict
 from ._core.health import BreakerState, HealthState
 from ._core.window import CountWindow, TimeWindow
@@ -47,6 +48,7 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "UNKNOWN",
     "Backoff",
     "BreakerPolicy",
     "BreakerState",
@@ -58,6 +60,7 @@ __all__ = [
     "Dependency",
     "DependencyReport",
     "DependencyUnhealthy",
+    "Evidence",
     "GatePolicy",
     "HealthReport",
     "HealthState",
@@ -65,6 +68,7 @@ __all__ = [
     "OperationBlocked",
     "Outcome",
     "Permit",
+    "Presence",
     "ProbePolicy",
     "Reason",
     "Refusal",
@@ -79,5 +83,6 @@ __all__ = [
     "Trigger",
     "Verdict",
     "__version__",
+    "combine",
     "health",
 ]

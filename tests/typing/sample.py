@@ -22,12 +22,14 @@ from safehold import (
     Dependency,
     DependencyReport,
     DependencyUnhealthy,
+    Evidence,
     GatePolicy,
     HealthReport,
     HealthState,
     Operation,
     OperationBlocked,
     Permit,
+    Presence,
     ProbePolicy,
     Reason,
     Refused,
@@ -36,6 +38,7 @@ from safehold import (
     Subscription,
     TimeWindow,
     Verdict,
+    combine,
     health,
 )
 from safehold.callsites import httpx as guarded_httpx
@@ -356,3 +359,26 @@ def mistakes() -> None:
     dependency.permit("long")  # type: ignore[call-arg, arg-type]  # keyword only
     value: Any = dependency.guard(3)  # type: ignore[call-overload]  # not callable
     del value
+
+
+# --- witnesses ----------------------------------------------------------------------------------------
+
+
+@health.witness("tmux")
+def exists(name: str, *, deep: bool = False) -> bool:
+    """A plain function."""
+    return deep
+
+
+@health.witness("tmux", subject="name")
+async def aexists(name: str) -> bool:
+    """A coroutine function."""
+    return bool(name)
+
+
+async def use_witnesses() -> None:
+    """Witnesses give evidence, and keep their parameters."""
+    assert_type(exists("a", deep=True), Evidence)
+    assert_type(await aexists("a"), Evidence)
+    assert_type(combine([exists("a")]).presence, Presence)
+    exists(3)  # type: ignore[arg-type]  # a name

@@ -15,6 +15,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from .evidence import Demand
 from .health import BreakerState, HealthState, severity
 
 SELF: Final = "self"
@@ -93,6 +94,7 @@ class Situation(NamedTuple):
     trigger: Trigger
     requires: tuple[DependencyFacts, ...]
     writes: frozenset[str] = frozenset()
+    evidence: Demand | None = None
     requires_nothing: bool = False
     tolerates: frozenset[str] = frozenset()
     scope: ScopeFacts | None = None
@@ -134,7 +136,13 @@ class Verdict:
 def decide(situation: Situation, settings: GateSettings) -> tuple[tuple[Reason, ...], tuple[Reason, ...]]:
     """Give the reasons that block, the worst first, and the remarks that do not."""
     automatic = situation.trigger is Trigger.AUTOMATIC
-    found = [*_act(situation), *_requirements(situation), *_healths(situation), *_misses(situation, settings)]
+    found = [
+        *_act(situation),
+        *_proof(situation),
+        *_requirements(situation),
+        *_healths(situation),
+        *_misses(situation, settings),
+    ]
     reasons = [reason for reason in found if automatic or reason.holds_requested]
     remarks = [reason for reason in found if not automatic and not reason.holds_requested]
     order = {facts.name: index for index, facts in enumerate(situation.requires)}
@@ -168,6 +176,14 @@ def _act(situation: Situation) -> Iterator[Reason]:
     if situation.startup_left > 0:
         text = f"started less than the start-up grace ago, {situation.startup_left:.3g} s left"
         yield blocked_by("startup_grace", text, retry_after=situation.startup_left, holds_requested=False)
+
+
+def _proof(situation: Situation) -> Iterator[Reason]:
+    """Check the evidence, where it is demanded: of either trigger, for it speaks of the subject itself."""
+    missing = None if situation.evidence is None else situation.evidence.missing()
+    if missing is not None:
+        code, text = missing
+        yield blocked_by(code, text, retry_after=0.0)
 
 
 def _requirements(situation: Situation) -> Iterator[Reason]:

@@ -14,7 +14,8 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, cast
 
-from .._core.configuration import ConfigurationError, check_name
+from .._core.configuration import ConfigurationError, check_name, check_number
+from .._core.evidence import Demand
 from .._core.gate import DependencyFacts, Reason, Situation, Trigger, Verdict, blocked_by, decide
 from .._core.health import BreakerState, HealthState
 from ..errors import OperationBlocked
@@ -23,6 +24,7 @@ from .handling import finalising, handled
 from .kinds import Kinds, around_async_generator, around_generator, named, without_partials
 from .prober import run_errand
 from .scope import open_scope
+from .subjects import check_subject, subject_reader
 from .ticket import Ticket
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ class Operation:
     writes: frozenset[str]
     tolerates: frozenset[str]
     subject: str | None
+    evidence: str | None
+    evidence_age: float
     module: str
     qualname: str
     filename: str
@@ -150,6 +154,7 @@ class Gate:
                     requires=facts,
                     requires_nothing=operation.requires == (),
                     writes=operation.writes,
+                    evidence=self._demand(operation, subject, now),
                     tolerates=operation.tolerates,
                     scope=scope_facts,
                     states={name: d._breaker.health(now) for name, d in known.items()},
@@ -170,6 +175,30 @@ class Gate:
             self._probe(dependency)
         return Verdict(
             operation=name, trigger=operation.trigger, subject=subject, reasons=reasons, remarks=remarks
+        )
+
+    def _demand(self, operation: Operation, subject: str | None, now: float) -> Demand | None:
+        """Give what the operation asks of its evidence, and what there is. A step."""
+        if operation.evidence is None:
+            return None
+        witnesses = self._home._witnesses
+        seen = witnesses.about(operation.evidence, subject)
+        demand = Demand(
+            witness=operation.evidence,
+            subject=subject,
+            known=witnesses.knows(operation.evidence),
+            max_age=operation.evidence_age,
+            seen=seen,
+        )
+        if seen is None:
+            return demand
+        breaker, scope = self._home[seen.dependency]._breaker, open_scope()
+        missed = breaker.last_miss
+        return demand._replace(
+            age=max(0.0, now - seen.asked),
+            same_scope=seen.scope in ([None] if scope is None else [s.number for s in scope.lineage()]),
+            same_generation=seen.generation == breaker.era.generation.number,
+            miss_since=missed is not None and missed >= seen.asked,
         )
 
     def _probe(self, dependency: Dependency) -> None:
@@ -203,6 +232,8 @@ def make_operation(
     writes: Collection[str],
     tolerates: Collection[str],
     subject: str | None,
+    evidence: str | None,
+    evidence_age: float,
 ) -> Operation:
     """Check what `destructive` was told, at once, and find out where the code stands."""
     check_name("operation name", name)
@@ -218,8 +249,14 @@ def make_operation(
     if both := tolerated.intersection(required or ()):
         msg = f"requires={required!r} and tolerates={sorted(tolerated)!r} both name {sorted(both)!r}"
         raise ConfigurationError(msg)
+    if evidence is not None:
+        check_name("evidence", evidence)
+        if subject is None:
+            msg = f"evidence={evidence!r} of {name!r} needs subject=: what shall it testify about?"
+            raise ConfigurationError(msg)
+    check_number("evidence_age", evidence_age, above=0)
     if subject is not None:
-        _check_subject(function, name, subject)
+        check_subject(function, name, subject)
     inner = without_partials(function)
     code = getattr(inspect.unwrap(inner), "__code__", None)
     return Operation(
@@ -229,6 +266,8 @@ def make_operation(
         writes=written,
         tolerates=tolerated,
         subject=subject,
+        evidence=evidence,
+        evidence_age=evidence_age,
         module=str(getattr(inner, "__module__", "")),
         qualname=str(getattr(inner, "__qualname__", type(inner).__qualname__)),
         filename="" if code is None else code.co_filename,
@@ -245,21 +284,9 @@ def _names(what: str, names: Collection[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _check_subject(function: Any, name: str, subject: str) -> None:
-    parameters = inspect.signature(function).parameters
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    starred = subject in parameters and parameters[subject].kind in {
-        inspect.Parameter.VAR_POSITIONAL,
-        inspect.Parameter.VAR_KEYWORD,
-    }
-    if starred or (subject not in parameters and not takes_any):
-        msg = f"subject={subject!r} of {name!r} is no parameter of the function; it has {list(parameters)!r}"
-        raise ConfigurationError(msg)
-
-
 def gated(function: Any, gate: Gate, operation: Operation) -> Any:
     """Give the gated form of a function, coroutine function, generator or async generator."""
-    read_subject = _subject_reader(function, operation.subject)
+    read_subject = subject_reader(function, operation.subject)
 
     def enforce(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         gate.enforce(operation.name, read_subject(args, kwargs))
@@ -278,7 +305,17 @@ def _gate(
     def destructive(*args: Any, **kwargs: Any) -> Any:
         enforce(args, kwargs)
         with ticket():
-            return function(*args, **kwargs)
+            result = function(*args, **kwargs)
+        return ended(result, args, kwargs) if inspect.iscoroutine(result) else result
+
+    async def ended(coroutine: Any, args: Any, kwargs: Any) -> Any:
+        """Await what a plain function gave: nothing was done yet, so it is decided again."""
+        try:
+            enforce(args, kwargs)
+            with ticket():
+                return await coroutine
+        finally:
+            coroutine.close()  # blocked, it was never begun
 
     return destructive
 
@@ -319,32 +356,3 @@ class _Passage:
 
     def abandon(self) -> None:
         pass
-
-
-def _subject_reader(
-    function: Any, subject: str | None
-) -> Callable[[tuple[Any, ...], dict[str, Any]], str | None]:
-    """Find the subject among the arguments of a call. One that cannot be read is `None`; the gate decides."""
-    if subject is None:
-        return lambda _, __: None
-    parameters = inspect.signature(function).parameters
-    parameter = parameters.get(subject)
-    kind = inspect.Parameter.KEYWORD_ONLY if parameter is None else parameter.kind  # one of `**kwargs`
-    default = None if parameter is None else parameter.default
-    by_name = kind is not inspect.Parameter.POSITIONAL_ONLY
-    by_place = kind is not inspect.Parameter.KEYWORD_ONLY
-    index = list(parameters).index(subject) if by_place else -1
-
-    def read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-        value: Any = default
-        if by_name and subject in kwargs:
-            value = kwargs[subject]
-        elif by_place and index < len(args):
-            value = args[index]
-        try:
-            return None if value is None or value is inspect.Parameter.empty else str(value)
-        except Exception as error:  # noqa: BLE001 - the caller's object; the gate decides without it
-            log.fault("subject_unreadable", error)
-            return None
-
-    return read

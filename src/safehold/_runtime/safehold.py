@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from .._core.breaker import PROBE_HEAD_START
 from .._core.configuration import ConfigurationError, check_name
+from .._core.evidence import MAX_AGE
 from .._core.gate import GateSettings, Verdict
 from .._core.health import HealthState, overall
 from . import scope as scopes
@@ -23,6 +24,7 @@ from .fork import begin_again_in_children
 from .operations import Gate, Operation, gated, make_operation
 from .prober import STOP_TIMEOUT, LoopProber, ThreadProber
 from .scope import Scope
+from .witness import WitnessDecorator, Witnesses, testify
 
 if TYPE_CHECKING:
     from .policies import BreakerPolicy, GatePolicy, ProbePolicy
@@ -67,6 +69,7 @@ class Safehold:
             self._gate_settings = check_policy("gate", gate, GatePolicy).to_settings()
         self._engine = Engine(clock or SystemClock(), rng or _dice)
         self._handles: dict[str, Dependency] = {}  # only ever added to, in single atomic steps
+        self._witnesses = Witnesses()
         self._gate = Gate(self)
         self._starting = threading.Lock()  # one prober at a time
         on_advance = getattr(clock, "on_advance", None)
@@ -161,6 +164,8 @@ class Safehold:
         writes: Collection[str] = (),
         tolerates: Collection[str] = (),
         subject: str | None = None,
+        evidence: str | None = None,
+        evidence_age: float = MAX_AGE,
     ) -> Callable[[F], F]:
         """Register what is decorated as a destructive operation, and put the gate in front of it.
 
@@ -169,7 +174,8 @@ class Safehold:
         those of them that it must be able to write to: while one refuses writes, a requested operation is
         blocked too. `tolerates`:
         dependencies whose misses in the scope do not matter to an automatic operation. `subject`: the
-        parameter that says what is destroyed.
+        parameter that says what is destroyed. `evidence`: the witness that must have found this very subject
+        absent, in this scope, at most `evidence_age` seconds ago, with no failure since.
 
         A blocked call raises `OperationBlocked` and has not run. Raises `ConfigurationError` for bad
         arguments, and when another operation has this name.
@@ -191,12 +197,29 @@ class Safehold:
                 writes=writes,
                 tolerates=tolerates,
                 subject=subject,
+                evidence=evidence,
+                evidence_age=evidence_age,
             )
             self._gate.register(operation)
             wrapped: F = gated(function, self._gate, operation)
             return wrapped
 
         return decorate
+
+    def witness(
+        self, dependency: str, *, name: str | None = None, subject: str | None = None
+    ) -> WitnessDecorator:
+        """Let what is decorated give `Evidence`: `True` makes present, `False` absent, all else unknown.
+
+        The function is asked as a guarded call to `dependency`. Whatever it raises makes unknown, and so does
+        a guarded call inside it that did not answer, even where it was swallowed. Return `UNKNOWN` for an
+        answer that is no proof. `name`: its name for `destructive(evidence=...)`, by default the function's.
+        `subject`: the parameter that says what it is about, by default the first.
+
+        Raises `ConfigurationError` for bad arguments, and when another witness has this name.
+        """
+        handle = self[dependency]
+        return lambda function: testify(function, self._witnesses, handle, name, subject)
 
     def check(self, operation: str, subject: str | None = None) -> Verdict:
         """Ask the gate without running anything. Never raises; orders the probes that could help."""
@@ -319,6 +342,7 @@ class Safehold:
         self._engine.reborn()
         self._starting = threading.Lock()
         self._gate.reborn()
+        self._witnesses.forget()
         for handle in self._handles.values():
             handle._reborn()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar, copy_context
 from functools import wraps
+from itertools import count
 from types import MappingProxyType, TracebackType
 from typing import ParamSpec, Self, TypeVar
 
@@ -25,6 +26,7 @@ _current: ContextVar[Scope | None] = ContextVar("safehold_scope", default=None)
 innermost = _current.get
 scopes_open: set[int] = set()
 """The scopes that are open anywhere in the process. Guarded calls ask for theirs only while there are any."""
+_numbers = count(1)
 _process = 0  # how often this process was forked into being; a call of the parent's is not ours
 
 
@@ -42,11 +44,12 @@ class Scope:
     counts as being in the nearest one that is open, or in none.
     """
 
-    __slots__ = ("_calls", "_open", "_parent", "_taints", "_used", "name")
+    __slots__ = ("_calls", "_open", "_parent", "_taints", "_used", "name", "number")
 
     def __init__(self, name: str) -> None:
         check_name("scope name", name)
         self.name = name
+        self.number = next(_numbers)
         self._open = False
         self._parent: Scope | None = None
         self._used = False
@@ -57,6 +60,11 @@ class Scope:
     def tainted(self) -> bool:
         """Whether a dependency missed in this scope or in one that encloses it."""
         return any(scope._taints for scope in self.lineage())
+
+    @property
+    def missed(self) -> tuple[str, ...]:
+        """The dependencies that missed in this very scope, or in one inside it."""
+        return tuple(self._taints)
 
     @property
     def taints(self) -> Mapping[str, str]:

@@ -29,7 +29,9 @@ Destructive = Literal["allow", "observe", "ticket"]
 Keys = Sequence[str] | Callable[[str], bool] | None
 
 _MOST_SPELLINGS: Final = 1000  # names of commands that are remembered as harmless
-_HARMLESS: Final = (vocabulary.READS | vocabulary.WRITES) - vocabulary.DESTRUCTIVE - vocabulary.CONDITIONAL
+_HARMLESS: Final = (vocabulary.READS | vocabulary.WRITES) - (
+    vocabulary.DESTRUCTIVE | vocabulary.CONDITIONAL | vocabulary.OVERWRITES
+)
 
 
 class ClientGuard:
@@ -66,7 +68,9 @@ class ClientGuard:
         self.error = error
         self.breaker = dependency._breaker
         self.due: dict[str, float] = {}  # when a lost node of a cluster may be asked again
-        passes = set(_HARMLESS if keys is not None else _HARMLESS | vocabulary.OVERWRITES - {"SET"})
+        passes = set(_HARMLESS)
+        if keys is None:
+            passes |= vocabulary.OVERWRITES - vocabulary.CONDITIONAL
         if destructive == "allow":
             passes |= vocabulary.CONDITIONAL | vocabulary.OVERWRITES
         self.passes: set[Any] = passes
@@ -93,7 +97,11 @@ class ClientGuard:
 
     def look_at(self, args: tuple[Any, ...]) -> None:
         """Look at a command, unless its name says that there is no need to."""
-        if args[0] not in self.passes:
+        try:
+            needs_look = args[0] not in self.passes
+        except TypeError:  # it cannot be hashed: redis-py will say what it thinks of it
+            return
+        if needs_look:
             self.look(args)
 
     def look(self, args: tuple[Any, ...]) -> None:
@@ -231,13 +239,13 @@ class Call:
         if "outcome" in error.__dict__ or isinstance(error, DependencyUnhealthy):
             return
         sent = TABLE.row(error).sent
-        if sent is Sent.MAYBE:
-            unknown = may_have_been_sent(error)
-            told = cast("Any", error)
-            told.outcome = "unknown" if unknown else "not_executed"
-            if unknown:
-                names = ", ".join(dict.fromkeys(c.name for c in self.commands if not c.reads_only))
-                error.add_note(f"safehold: outcome: unknown, {names} may have been executed; not sent again")
+        if sent is Sent.YES:  # an answer, which says by itself what became of it
+            return
+        unknown = sent is Sent.MAYBE and may_have_been_sent(error)
+        cast("Any", error).outcome = "unknown" if unknown else "not_executed"
+        if unknown:
+            names = ", ".join(dict.fromkeys(c.name for c in self.commands if not c.reads_only))
+            error.add_note(f"safehold: outcome: unknown, {names} may have been executed; not sent again")
 
     # --- waiting ------------------------------------------------------------------------------------
 

@@ -73,6 +73,11 @@ class Command:
     def keys(self) -> list[str] | None:
         """Give the keys that it names; `None` where it names none, because it concerns all or no keys."""
         words, name = self.words, self.name
+        if name in _STORES:
+            upper = _options(words)
+            return [
+                _text(words[i + 1]) for i in range(2, len(words) - 1) if upper[i] in {"STORE", "STOREDIST"}
+            ]
         if not (name in KEYS or name in NUMKEYS or name in KEYWORD):
             return None
         keys: list[Any] = []
@@ -87,6 +92,9 @@ class Command:
             rest = words[upper.index(KEYWORD[name]) + 1 :]
             keys += rest[: len(rest) // 2] if KEYWORD[name] == "STREAMS" else rest
         return [_text(key) for key in keys]
+
+
+_STORES: Final = {"SORT", "GEORADIUS", "GEORADIUSBYMEMBER"}  # what they change stands behind a word
 
 
 def _text(word: Any) -> str:

@@ -202,7 +202,11 @@ def _command(plain: Any, name: str) -> Any:
         era = guard.breaker.era
         if era.ask or (scopes_open and innermost() is not None):
             return slow(*args, **options)
-        if args[1] not in guard.passes:
+        try:
+            needs_look = args[1] not in guard.passes
+        except TypeError:  # it cannot be hashed: redis-py will say what it thinks of it
+            needs_look = False
+        if needs_look:
             guard.look(args[1:])
         forward = plain.execute_command
         if forward is _genuine:
@@ -229,7 +233,11 @@ def _acommand(plain: Any, name: str) -> Any:
         era = guard.breaker.era
         if era.ask or (scopes_open and innermost() is not None):
             return await slow(*args, **options)
-        if args[1] not in guard.passes:
+        try:
+            needs_look = args[1] not in guard.passes
+        except TypeError:  # it cannot be hashed: redis-py will say what it thinks of it
+            needs_look = False
+        if needs_look:
             guard.look(args[1:])
         try:
             result = await plain.execute_command(*args, **options)
