@@ -79,7 +79,10 @@ class ProbeRun:
             self._permit.succeed(answer.facets if isinstance(answer, ProbeAnswer) else ())
         else:
             self._permit.fail(error)
-        dependency._flight_over(decided=error is None or judge(error, None).outcome is Outcome.FAILURE)
+        decided = (
+            error is None or judge(error, partial(_every_error, dependency)).outcome is not Outcome.IGNORED
+        )
+        dependency._flight_over(decided=decided)
         if self.done is not None:
             self.done()
         dependency._engine.wake()
@@ -120,9 +123,13 @@ def claim(dependency: Dependency) -> ProbeRun | None:
 
 
 def _every_error(dependency: Dependency, error: Exception) -> Judgement:
-    """Take everything that a probe raises for a failure, unless it is one of a facet only."""
+    """Take everything that a probe raises for a failure, but for what says nothing about the other side.
+
+    That is trouble of a facet only, and of this very process, such as no descriptor to probe with.
+    """
     said = judge(error, dependency._classify)
-    return said if said.facets else Judgement(Outcome.FAILURE, missed=True, cause=said.cause)
+    undecided = said.outcome is Outcome.IGNORED and said.missed
+    return said if said.facets or undecided else Judgement(Outcome.FAILURE, missed=True, cause=said.cause)
 
 
 def _judge_answer(answer: object) -> None:

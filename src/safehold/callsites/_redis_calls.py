@@ -222,7 +222,8 @@ class Call:
         said = judge(error, guard.classify)
         if said.cause is not None and said.cause.code == MISCONFIGURED:
             return False
-        return go_on and not (self.once and may_have_been_sent(error))
+        answered = TABLE.row(error).sent is Sent.NO  # such as LOADING: it was not executed
+        return go_on and (answered or not self.once or not may_have_been_sent(error))
 
     def answered(self, results: Any) -> None:
         """Judge the errors among the results of a pipeline that was not told to raise them."""
