@@ -12,6 +12,7 @@ from ._core.window import CountWindow, TimeWindow
 from ._runtime.clock import Clock, SystemClock
 from ._runtime.dependency import Dependency
 from ._runtime.engine import Decision, Subscription
+from ._runtime.ledger import Entry, Ledger, LedgerOutcome
 from ._runtime.operations import Operation
 from ._runtime.permit import Permit
 from ._runtime.safehold import Safehold
@@ -60,10 +61,13 @@ __all__ = [
     "Dependency",
     "DependencyReport",
     "DependencyUnhealthy",
+    "Entry",
     "Evidence",
     "GatePolicy",
     "HealthReport",
     "HealthState",
+    "Ledger",
+    "LedgerOutcome",
     "Operation",
     "OperationBlocked",
     "Outcome",

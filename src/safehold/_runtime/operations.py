@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, cast
 
 from .._core.configuration import ConfigurationError, check_name, check_number
@@ -22,6 +22,7 @@ from ..errors import OperationBlocked
 from . import log
 from .handling import finalising, handled
 from .kinds import Kinds, around_async_generator, around_generator, named, without_partials
+from .ledger import Entry, LedgerOutcome, outcome_of
 from .prober import run_errand
 from .scope import open_scope
 from .subjects import check_subject, subject_reader
@@ -105,26 +106,50 @@ class Gate:
         try:
             return self._decide(name, subject)
         except Exception as error:  # noqa: BLE001 - cannot tell means no
-            log.fault("gate_failed", error, operation=name)
-            text = f"the gate itself failed ({type(error).__name__})"
-            reason = blocked_by("gate_fault", text, retry_after=None)
-            return Verdict(operation=name, trigger=Trigger.AUTOMATIC, subject=subject, reasons=(reason,))
+            return self._fault(name, subject, error)
 
-    def enforce(self, name: str, subject: str | None) -> None:
-        """Raise `OperationBlocked` unless the operation may run."""
-        verdict = self.check(name, subject)
+    def _fault(self, name: str, subject: str | None, error: Exception) -> Verdict:
+        log.fault("gate_failed", error, operation=name)
+        text = f"the gate itself failed ({type(error).__name__})"
+        reason = blocked_by("gate_fault", text, retry_after=None)
+        return Verdict(operation=name, trigger=Trigger.AUTOMATIC, subject=subject, reasons=(reason,))
+
+    def admit(self, operation: Operation, subject: str | None) -> Entry:
+        """Write the intent and give it, or raise `OperationBlocked`."""
+        verdict = self.check(operation.name, subject)
         if verdict.allowed:
-            return
+            verdict, intent = self._intend(operation, verdict)
+            if intent is not None:
+                return intent
         faulty = any(reason.code == "gate_fault" for reason in verdict.reasons)
         enforced = faulty or self._home._gate_settings.enforce
         since, elapsed = None, None
         try:
+            self._home.ledger.blocked(verdict, _scope_name(), enforced=enforced)
             elapsed = self._home._engine.tell(verdict, enforced=enforced)
             since = self._since(verdict)
         except Exception as error:  # noqa: BLE001 - what cannot be told is blocked all the same
-            log.fault("gate_failed", error, operation=name)
-        if enforced:
-            raise OperationBlocked(name, verdict.reasons, subject, since, elapsed)
+            log.fault("gate_failed", error, operation=operation.name)
+        if not enforced:
+            verdict, intent = self._intend(operation, verdict)
+            if intent is not None:
+                return intent
+        raise OperationBlocked(operation.name, verdict.reasons, subject, since, elapsed)
+
+    def _intend(self, operation: Operation, verdict: Verdict) -> tuple[Verdict, Entry | None]:
+        """Write the intent. What cannot be written is not done."""
+        try:
+            trigger = str(operation.trigger)
+            return verdict, self._home.ledger.intent(operation.name, trigger, verdict.subject, _scope_name())
+        except Exception as error:  # noqa: BLE001 - no record, no act
+            return self._fault(operation.name, verdict.subject, error), None
+
+    def conclude(self, intent: Entry, outcome: LedgerOutcome, why: str) -> None:
+        """Write what became of an act. Never raises: it is done."""
+        try:
+            self._home.ledger.outcome(intent, outcome, why)
+        except Exception as error:  # noqa: BLE001 - the act has its own result
+            log.fault("ledger_failed", error, operation=intent.operation)
 
     def _since(self, verdict: Verdict) -> datetime | None:
         blamed = self._home._known((verdict.reasons[0].dependency,))
@@ -288,31 +313,32 @@ def gated(function: Any, gate: Gate, operation: Operation) -> Any:
     """Give the gated form of a function, coroutine function, generator or async generator."""
     read_subject = subject_reader(function, operation.subject)
 
-    def enforce(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        gate.enforce(operation.name, read_subject(args, kwargs))
+    def act(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Act:
+        return Act(gate, operation, read_subject(args, kwargs))
 
-    ticket = partial(Ticket, operation.name)
+    def stepwise(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Act:
+        return Act(gate, operation, read_subject(args, kwargs), stepwise=True)
+
     kinds = Kinds(function)
     if kinds.is_generator or kinds.is_async_generator:
         around = around_generator if kinds.is_generator else around_async_generator
-        return named(around(function, partial(_Passage, enforce, ticket)), function)
-    return named((_gate_async if kinds.is_async else _gate)(function, enforce, ticket), function)
+        return named(around(function, stepwise), function)
+    return named((_gate_async if kinds.is_async else _gate)(function, act), function)
 
 
-def _gate(
-    function: Any, enforce: Callable[[Any, Any], None], ticket: Callable[[], Ticket]
-) -> Callable[..., Any]:
+def _gate(function: Any, act: Callable[[Any, Any], Act]) -> Callable[..., Any]:
     def destructive(*args: Any, **kwargs: Any) -> Any:
-        enforce(args, kwargs)
-        with ticket():
+        with act(args, kwargs) as this:
             result = function(*args, **kwargs)
-        return ended(result, args, kwargs) if inspect.iscoroutine(result) else result
+            if not inspect.iscoroutine(result):
+                return result
+            this.deferred = True
+        return ended(result, args, kwargs)
 
     async def ended(coroutine: Any, args: Any, kwargs: Any) -> Any:
         """Await what a plain function gave: nothing was done yet, so it is decided again."""
         try:
-            enforce(args, kwargs)
-            with ticket():
+            with act(args, kwargs):
                 return await coroutine
         finally:
             coroutine.close()  # blocked, it was never begun
@@ -320,39 +346,52 @@ def _gate(
     return destructive
 
 
-def _gate_async(
-    function: Any, enforce: Callable[[Any, Any], None], ticket: Callable[[], Ticket]
-) -> Callable[..., Any]:
+def _gate_async(function: Any, act: Callable[[Any, Any], Act]) -> Callable[..., Any]:
     async def destructive(*args: Any, **kwargs: Any) -> Any:
-        enforce(args, kwargs)
-        with ticket():
+        with act(args, kwargs):
             return await function(*args, **kwargs)
 
     return destructive
 
 
-class _Passage:
-    """The gate in front of a generator's life: decided at the first step."""
+class Act:
+    """One act: entering asks the gate and writes the intent, leaving writes what became of it.
+
+    A generator's is entered at its first step, and its ticket is shown for one step at a time.
+    """
+
+    __slots__ = ("_gate", "_intent", "_operation", "_subject", "_ticket", "deferred")
 
     def __init__(
-        self,
-        enforce: Callable[[Any, Any], None],
-        ticket: Callable[[], Ticket],
-        args: Any,
-        kwargs: Any,
+        self, gate: Gate, operation: Operation, subject: str | None, *, stepwise: bool = False
     ) -> None:
-        self._enforce = partial(enforce, args, kwargs)
-        self._ticket = ticket
+        self._gate = gate
+        self._operation = operation
+        self._subject = subject
+        self._ticket = None if stepwise else Ticket(operation.name)
+        self.deferred = False
 
     def __enter__(self) -> Self:
-        self._enforce()
+        self._intent = self._gate.admit(self._operation, self._subject)
+        if self._ticket is not None:
+            self._ticket.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        pass
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._ticket is not None:
+            self._ticket.__exit__(None, None, None)
+        outcome, why = (LedgerOutcome.DEFERRED, "") if self.deferred else outcome_of(error)
+        self._gate.conclude(self._intent, outcome, why)
 
     def sharing(self) -> AbstractContextManager[object]:
-        return self._ticket()
+        return Ticket(self._operation.name)
 
     def abandon(self) -> None:
         pass
+
+
+def _scope_name() -> str | None:
+    scope = open_scope()
+    return None if scope is None else scope.name

@@ -21,6 +21,7 @@ from .clock import Clock, SystemClock
 from .dependency import Declaration, Dependency, Probe, check_probe
 from .engine import Engine, Listener, Subscription, nobody
 from .fork import begin_again_in_children
+from .ledger import Ledger
 from .operations import Gate, Operation, gated, make_operation
 from .prober import STOP_TIMEOUT, LoopProber, ThreadProber
 from .scope import Scope
@@ -70,6 +71,7 @@ class Safehold:
         self._engine = Engine(clock or SystemClock(), rng or _dice)
         self._handles: dict[str, Dependency] = {}  # only ever added to, in single atomic steps
         self._witnesses = Witnesses()
+        self._ledger = Ledger(self._engine)
         self._gate = Gate(self)
         self._starting = threading.Lock()  # one prober at a time
         on_advance = getattr(clock, "on_advance", None)
@@ -224,6 +226,11 @@ class Safehold:
     def check(self, operation: str, subject: str | None = None) -> Verdict:
         """Ask the gate without running anything. Never raises; orders the probes that could help."""
         return self._gate.check(operation, subject)
+
+    @property
+    def ledger(self) -> Ledger:
+        """What destructive operations did, and which were blocked: `health.ledger.entries()`."""
+        return self._ledger
 
     @property
     def operations(self) -> tuple[Operation, ...]:
