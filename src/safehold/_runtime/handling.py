@@ -58,11 +58,12 @@ def mark_attempt(error: BaseException, key: int) -> bool:
 
 def was_attempt(error: BaseException, key: int) -> bool:
     """Whether it was counted as a hidden attempt, of the call that ends with it now."""
-    marks = error.__dict__.get(_MARK)
-    if not isinstance(marks, _Marks) or key not in marks.attempts:
-        return False
-    marks.attempts.discard(key)
-    return True
+    for link in (error, error.__cause__):  # a client may have put an error of its own around it
+        marks = None if link is None else link.__dict__.get(_MARK)
+        if isinstance(marks, _Marks) and key in marks.attempts:
+            marks.attempts.discard(key)
+            return True
+    return False
 
 
 def _marks(error: BaseException) -> _Marks:
