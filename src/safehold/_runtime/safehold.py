@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import UTC, datetime
+from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -391,8 +392,8 @@ class Running:
 
 def _load_what_an_outage_needs() -> None:
     """Load the models of reports and payloads: a process without a free descriptor can load nothing."""
-    from .. import _payload  # noqa: F401, PLC0415 - pydantic's models load when used
-    from . import report  # noqa: F401, PLC0415 - pydantic's models load when used
+    for module in ("safehold._payload", "safehold._runtime.report"):
+        import_module(module)
 
 
 begin_again_in_children(_alive)

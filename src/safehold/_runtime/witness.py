@@ -80,6 +80,7 @@ def testify(
 ) -> Callable[..., Any]:
     """Give the form of a function that returns evidence."""
     kinds = Kinds(function)
+    ask: Any = function
     if isinstance(function, type) or not callable(function) or kinds.is_generator or kinds.is_async_generator:
         msg = f"witness({dependency.name!r}) decorates functions and coroutine functions, got {function!r}"
         raise ConfigurationError(msg)
@@ -93,7 +94,7 @@ def testify(
         asking = _Asking(witnesses, dependency, name, read(args, kwargs))
         try:
             with asking.scope, Permit(dependency):
-                answer = function(*args, **kwargs)
+                answer = ask(*args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - what is no `Exception` goes on, and proves nothing
             return asking.failed(error)
         return asking.answered(answer)
@@ -102,7 +103,7 @@ def testify(
         asking = _Asking(witnesses, dependency, name, read(args, kwargs))
         try:
             with asking.scope, Permit(dependency):
-                answer = await function(*args, **kwargs)
+                answer = await ask(*args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - what is no `Exception` goes on, and proves nothing
             return asking.failed(error)
         return asking.answered(answer)

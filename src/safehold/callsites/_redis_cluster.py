@@ -13,7 +13,7 @@ turned back at the top.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Final
@@ -261,7 +261,7 @@ def _queued(pipeline: Any) -> list[tuple[Any, ...]]:
 
 
 @contextmanager
-def _without_loop(pipeline: Any, *, once: bool) -> Iterator[None]:
+def _without_loop(pipeline: Any, *, once: bool) -> Generator[None]:
     """Let a pipeline be sent once, where it must not be sent again."""
     name = "retry" if "retry" in vars(pipeline) else "cluster_error_retry_attempts"
     if not once:
@@ -316,7 +316,7 @@ class _OnceOnly:
 
 
 @contextmanager
-def _without_aloop(pipeline: Any, *, once: bool) -> Iterator[None]:
+def _without_aloop(pipeline: Any, *, once: bool) -> Generator[None]:
     name = "cluster_client" if hasattr(pipeline, "cluster_client") else "_client"
     client = getattr(pipeline, name)
     if not once:

@@ -35,21 +35,23 @@ class SteadyBuffer(SocketBuffer):
 
     def readline(self, timeout: Any = _SOCKETS_OWN) -> bytes:
         """Read a line, without its end."""
-        line: bytes = self._buffer.readline()
+        buffer: Any = self._buffer
+        line: bytes = buffer.readline()
         if line.endswith(_CRLF):
             return line[:-2]
         self._read_from_socket(timeout=timeout)
-        line += self._buffer.readline()
+        line += buffer.readline()
         if not line.endswith(_CRLF):
             patience = _Patience(self, timeout)
             while not line.endswith(_CRLF):
                 self._read_from_socket(timeout=patience.left(len(line)))
-                line += self._buffer.readline()
+                line += buffer.readline()
         return line[:-2]
 
     def read(self, length: int, timeout: Any = _SOCKETS_OWN) -> bytes:
         """Read a value of so many bytes, and the end of the line behind it, which is left out."""
-        data: bytes = self._buffer.read(length + 2)
+        buffer: Any = self._buffer
+        data: bytes = buffer.read(length + 2)
         missing = length + 2 - len(data)
         if missing:
             self._read_from_socket(timeout=timeout)
@@ -57,7 +59,7 @@ class SteadyBuffer(SocketBuffer):
                 patience = _Patience(self, timeout)
                 while self.unread_bytes() < missing:
                     self._read_from_socket(timeout=patience.left(self.unread_bytes()))
-            data += self._buffer.read(missing)
+            data += buffer.read(missing)
         return data[:-2]
 
 
@@ -116,9 +118,10 @@ def _steady(parser: Any) -> None:
 def _put_buffer(parser: Any, on_connect: Any, connection: Any) -> None:
     """Let a parser that has just been connected read through a buffer of ours; hiredis has none."""
     on_connect(connection)
-    plain = parser._buffer
+    plain: Any = parser._buffer
     if type(plain) is SocketBuffer:
-        parser._buffer = SteadyBuffer(plain._sock, plain.socket_read_size, plain.socket_timeout)
+        sock: Any = plain._sock
+        parser._buffer = SteadyBuffer(sock, plain.socket_read_size, plain.socket_timeout)
 
 
 class _Instead:
