@@ -19,8 +19,14 @@ def plainly(plain: Any, mark: type, over: dict[str, Any]) -> Any:
             return (_make, (plain, _Here(type(self))), *made[2:])
         return made
 
+    over = {**over, "__reduce_ex__": reduce}
     names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
-    return type(plain.__name__, (plain, mark), {**over, "__reduce_ex__": reduce, **names})
+    return type(plain.__name__, (plain, mark), {**over, **names})
+
+
+def plain_class(kind: Any) -> Any:
+    """Give the class that a class made here stands for."""
+    return kind.__mro__[1]
 
 
 class _Here:

@@ -99,7 +99,7 @@ class ClientGuard:
         """Look at a command, unless its name says that there is no need to."""
         try:
             needs_look = args[0] not in self.passes
-        except TypeError:  # it cannot be hashed: redis-py will say what it thinks of it
+        except (IndexError, TypeError):  # none, or it cannot be hashed: redis-py will say what it thinks
             return
         if needs_look:
             self.look(args)

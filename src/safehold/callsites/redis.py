@@ -30,7 +30,7 @@ from .._core.configuration import ConfigurationError
 from .._runtime.dependency import Dependency
 from .._runtime.scope import innermost, scopes_open
 from ..errors import DependencyUnhealthy
-from ._plainly import plainly
+from ._plainly import plain_class, plainly
 from ._redis_calls import Call, ClientGuard, Destructive, Keys, Listening
 from ._redis_cluster import CLUSTERS
 from ._redis_cluster import overrides as cluster_overrides
@@ -109,8 +109,7 @@ def unguard_client(client: C) -> C:
     What it gave birth to stays guarded. The dependency keeps its probe.
     """
     if guarding(client) is not None:
-        plain = type(client).__mro__[1]
-        client.__class__ = cast("Any", plain)
+        client.__class__ = plain_class(type(client))
         del client.__dict__["_safehold"]
     return client
 
@@ -204,7 +203,7 @@ def _command(plain: Any, name: str) -> Any:
             return slow(*args, **options)
         try:
             needs_look = args[1] not in guard.passes
-        except TypeError:  # it cannot be hashed: redis-py will say what it thinks of it
+        except (IndexError, TypeError):  # none, or it cannot be hashed: redis-py will say what it thinks
             needs_look = False
         if needs_look:
             guard.look(args[1:])
@@ -235,7 +234,7 @@ def _acommand(plain: Any, name: str) -> Any:
             return await slow(*args, **options)
         try:
             needs_look = args[1] not in guard.passes
-        except TypeError:  # it cannot be hashed: redis-py will say what it thinks of it
+        except (IndexError, TypeError):  # none, or it cannot be hashed: redis-py will say what it thinks
             needs_look = False
         if needs_look:
             guard.look(args[1:])
@@ -417,7 +416,7 @@ def _set_retry(plain: Any, name: str) -> Any:
 def _subscribes(plain: Any, name: str) -> Any:
     def subscribes(self: Any, *args: Any, **options: Any) -> Any:
         guard = self._safehold
-        if guard is None or "UNSUBSCRIBE" in str(args[0]).upper():
+        if guard is None or "UNSUBSCRIBE" in str(args[:1]).upper():
             return getattr(plain, name)(self, *args, **options)
         tried = Call(guard, self, (args,))  # found on the stack, too
         with tried:
@@ -429,7 +428,7 @@ def _subscribes(plain: Any, name: str) -> Any:
 def _asubscribes(plain: Any, name: str) -> Any:
     async def subscribes(self: Any, *args: Any, **options: Any) -> Any:
         guard = self._safehold
-        if guard is None or "UNSUBSCRIBE" in str(args[0]).upper():
+        if guard is None or "UNSUBSCRIBE" in str(args[:1]).upper():
             return await getattr(plain, name)(self, *args, **options)
         tried = Call(guard, self, (args,))  # found on the stack, too
         with tried:
