@@ -10,9 +10,10 @@ import pickle
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
+import httpx2
 import pytest
 
 from safehold import (
@@ -28,15 +29,13 @@ from safehold import (
     Safehold,
 )
 from safehold._runtime.classify import judge
-from safehold.callsites.httpx import (
-    HttpxUnhealthy,
-    classify,
-    guard_client,
-)
+from safehold.callsites import httpx as on_httpx
+from safehold.callsites import httpx2 as on_httpx2
 from safehold.testing.clock import ManualClock
 from safehold.testing.proxy import FaultProxy, Injection
 from safehold.testing.servers import ApiServer
 
+from .clients import TLS
 from .support import (
     COOLDOWN,
     PATIENCE,
@@ -57,9 +56,34 @@ pytestmark = pytest.mark.filterwarnings(
     r"ignore:unclosed <socket\.socket fd=\d+, family=1, type=1, proto=0>:ResourceWarning"
 )
 
+
+class Lib(NamedTuple):
+    """httpx or httpx2, and its call site: what holds for one holds for the other."""
+
+    http: Any
+    site: Any
+    refusal: Any
+
+    @property
+    def guard_client(self) -> Any:
+        return self.site.guard_client
+
+
+LIBS = {
+    "httpx": Lib(httpx, on_httpx, on_httpx.HttpxUnhealthy),
+    "httpx2": Lib(httpx2, on_httpx2, on_httpx2.Httpx2Unhealthy),
+}
+
+
+@pytest.fixture(params=LIBS)
+def lib(request: pytest.FixtureRequest) -> Lib:
+    return LIBS[request.param]
+
+
 NEVER = BreakerPolicy(failures=None, failure_rate=None)
 BIG = b"x" * 300_000
-STATUSES = (200, 201, 204, 301, 304, 400, 401, 404, 409, 429, 500, 501, 502, 503, 504, 505)
+STALE = {"reply lost, closed"}  # of a kept connection, and nobody could see it before: excused once in a row
+STATUSES = (200, 204, 304, 404, 429, 500, 501, 503, 505)  # all of them: test_taxonomy_http.py
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -108,15 +132,15 @@ def keep(side: Side) -> Iterator[Callable[[Any], Any]]:
 
 
 @pytest.fixture
-def connect(side: Side, proxy: FaultProxy, keep: Callable[[Any], Any]) -> Callable[..., Any]:
+def connect(lib: Lib, side: Side, proxy: FaultProxy, keep: Callable[[Any], Any]) -> Callable[..., Any]:
     """Make clients that speak over the proxy's socket."""
 
     def connect(**options: Any) -> Any:
-        transport = side.pick(httpx.HTTPTransport, httpx.AsyncHTTPTransport)(
-            uds=proxy.path, limits=options.pop("limits", httpx.Limits())
+        transport = side.pick(lib.http.HTTPTransport, lib.http.AsyncHTTPTransport)(
+            uds=proxy.path, verify=TLS, limits=options.pop("limits", lib.http.Limits())
         )
-        settings = {"base_url": "http://api", "timeout": TIMEOUT, "transport": transport}
-        return keep(side.pick(httpx.Client, httpx.AsyncClient)(**{**settings, **options}))
+        settings = {"base_url": "http://api", "timeout": TIMEOUT, "transport": transport, "trust_env": False}
+        return keep(side.pick(lib.http.Client, lib.http.AsyncClient)(**{**settings, **options}))
 
     return connect
 
@@ -127,8 +151,8 @@ def dependency(health: Safehold) -> Dependency:
 
 
 @pytest.fixture
-def client(connect: Callable[..., Any], dependency: Dependency) -> Any:
-    return guard_client(connect(), dependency)
+def client(lib: Lib, connect: Callable[..., Any], dependency: Dependency) -> Any:
+    return lib.guard_client(connect(), dependency)
 
 
 def make_open(dependency: Dependency) -> None:
@@ -159,13 +183,14 @@ class Stream:
 
 
 def test_guarded_client_is_the_client_that_it_was(
-    side: Side, connect: Callable[..., Any], dependency: Dependency
+    lib: Lib, side: Side, connect: Callable[..., Any], dependency: Dependency
 ) -> None:
     """The same object of the same class; every style of call works and counts as one."""
     plain = connect()
-    client = guard_client(plain, dependency)
+    client = lib.guard_client(plain, dependency)
     assert client is plain
-    assert type(client) is side.pick(httpx.Client, httpx.AsyncClient)
+    assert isinstance(client, side.pick(lib.http.Client, lib.http.AsyncClient))
+    assert type(client).__name__ == side.pick("Client", "AsyncClient")
     assert side.do(client.get, "/x").json() == {"a": 1}
     assert side.do(client.post, "/x", json={"b": 2}).json() == {"b": 2}
     assert side.do(client.request, "GET", "/x").status_code == 200
@@ -175,56 +200,56 @@ def test_guarded_client_is_the_client_that_it_was(
 
 
 def test_guarding_twice_is_guarding_once(
-    side: Side, connect: Callable[..., Any], dependency: Dependency
+    lib: Lib, side: Side, connect: Callable[..., Any], dependency: Dependency
 ) -> None:
     """A second guard changes nothing: one request is one success."""
     client = connect()
-    guard_client(guard_client(client, dependency), dependency)
+    lib.guard_client(lib.guard_client(client, dependency), dependency)
     side.do(client.get, "/x")
     assert dependency.status().successes == 1
 
 
 def test_client_of_another_dependency_is_turned_away(
-    connect: Callable[..., Any], dependency: Dependency, health: Safehold, side: Side
+    lib: Lib, connect: Callable[..., Any], dependency: Dependency, health: Safehold, side: Side
 ) -> None:
     """One client stands for one dependency, as it is with Redis: a second name would never be judged."""
-    client = guard_client(connect(), dependency)
+    client = lib.guard_client(connect(), dependency)
     with pytest.raises(ConfigurationError, match=r"api.*other"):
-        guard_client(client, health["other"])
+        lib.guard_client(client, health["other"])
     side.do(client.get, "/x")
     assert dependency.status().successes == 1
 
 
-@pytest.mark.parametrize("thing", [None, "http://api", httpx.Client, httpx, 1.5], ids=repr)
-def test_what_is_no_client_is_turned_away(dependency: Dependency, thing: Any) -> None:
+@pytest.mark.parametrize("thing", [None, "http://api", dict, pytest, 1.5], ids=repr)
+def test_what_is_no_client_is_turned_away(lib: Lib, dependency: Dependency, thing: Any) -> None:
     """The mistake is told where it is made."""
     with pytest.raises(ConfigurationError, match="client"):
-        guard_client(thing, dependency)
+        lib.guard_client(thing, dependency)
 
 
 def test_mounts_are_guarded_as_well(
-    side: Side, proxy: FaultProxy, dependency: Dependency, keep: Callable[[Any], Any]
+    lib: Lib, side: Side, proxy: FaultProxy, dependency: Dependency, keep: Callable[[Any], Any]
 ) -> None:
     """A request that another transport of the client carries goes through the same breaker."""
-    kind = side.pick(httpx.HTTPTransport, httpx.AsyncHTTPTransport)
-    mounts = {"http://mounted": kind(uds=proxy.path), "http://off": None}
-    client = side.pick(httpx.Client, httpx.AsyncClient)(
-        mounts=mounts, transport=kind(uds=proxy.path), timeout=TIMEOUT
+    kind = side.pick(lib.http.HTTPTransport, lib.http.AsyncHTTPTransport)
+    mounts = {"http://mounted": kind(uds=proxy.path, verify=TLS), "http://off": None}
+    client = side.pick(lib.http.Client, lib.http.AsyncClient)(
+        mounts=mounts, transport=kind(uds=proxy.path, verify=TLS), timeout=TIMEOUT, trust_env=False
     )
-    guard_client(keep(client), dependency)
+    lib.guard_client(keep(client), dependency)
     side.do(client.get, "http://mounted/x")
     side.do(client.get, "http://other/x")
     assert dependency.status().successes == 2
     make_open(dependency)
     for url in ("http://mounted/x", "http://other/x", "http://off/x"):
-        raises(HttpxUnhealthy, lambda: side.do(client.get, url))  # noqa: B023 - called here
+        raises(lib.refusal, lambda: side.do(client.get, url))  # noqa: B023 - called here
 
 
 def test_closing_the_client_closes_what_is_inside(
-    side: Side, connect: Callable[..., Any], dependency: Dependency, proxy: FaultProxy
+    lib: Lib, side: Side, connect: Callable[..., Any], dependency: Dependency, proxy: FaultProxy
 ) -> None:
     """The guard passes the end on: no connection is left."""
-    client = guard_client(connect(), dependency)
+    client = lib.guard_client(connect(), dependency)
     side.do(client.get, "/x")
     assert len(proxy.connections) == 1
     side.do(client.aclose if side.is_async else client.close)
@@ -232,10 +257,10 @@ def test_closing_the_client_closes_what_is_inside(
 
 
 def test_client_as_a_context_manager(
-    side: Side, connect: Callable[..., Any], dependency: Dependency, proxy: FaultProxy
+    lib: Lib, side: Side, connect: Callable[..., Any], dependency: Dependency, proxy: FaultProxy
 ) -> None:
     """`with` opens and closes the transport inside."""
-    client = guard_client(connect(), dependency)
+    client = lib.guard_client(connect(), dependency)
 
     def sync_body() -> int:
         with client:
@@ -251,18 +276,18 @@ def test_client_as_a_context_manager(
 
 @pytest.mark.parametrize("kind", ["mock", "application"])
 def test_transports_without_a_network_are_guarded_too(
-    side: Side, dependency: Dependency, watch: Watch, keep: Callable[[Any], Any], kind: str
+    lib: Lib, side: Side, dependency: Dependency, watch: Watch, keep: Callable[[Any], Any], kind: str
 ) -> None:
     """A mock or an application in the process is a dependency like another, and is its own default probe."""
     seen: list[str] = []
     transport: Any
     if kind == "mock":
 
-        def handler(request: httpx.Request) -> httpx.Response:
+        def handler(request: lib.http.Request) -> lib.http.Response:
             seen.append(request.url.path)
-            return httpx.Response(200, json={})
+            return lib.http.Response(200, json={})
 
-        transport = httpx.MockTransport(handler)
+        transport = lib.http.MockTransport(handler)
     elif side.is_async:
 
         async def asgi(scope: Any, receive: Any, send: Any) -> None:
@@ -270,7 +295,7 @@ def test_transports_without_a_network_are_guarded_too(
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"{}"})
 
-        transport = httpx.ASGITransport(asgi)
+        transport = lib.http.ASGITransport(asgi)
     else:
 
         def wsgi(environ: Any, start_response: Any) -> list[bytes]:
@@ -278,9 +303,9 @@ def test_transports_without_a_network_are_guarded_too(
             start_response("200 OK", [])
             return [b"{}"]
 
-        transport = httpx.WSGITransport(wsgi)
-    kind_of = side.pick(httpx.Client, httpx.AsyncClient)
-    client = guard_client(
+        transport = lib.http.WSGITransport(wsgi)
+    kind_of = side.pick(lib.http.Client, lib.http.AsyncClient)
+    client = lib.guard_client(
         keep(kind_of(transport=transport, base_url="http://app")), dependency, probe_path="/health"
     )
     assert watch.probe(dependency) is HealthState.HEALTHY
@@ -294,16 +319,16 @@ def test_transports_without_a_network_are_guarded_too(
 
 
 def test_refusal_is_both_errors_and_never_reaches_the_wire(
-    side: Side, client: Any, dependency: Dependency, proxy: FaultProxy
+    lib: Lib, side: Side, client: Any, dependency: Dependency, proxy: FaultProxy
 ) -> None:
     """While open, requests raise a `TransportError` that is a `DependencyUnhealthy`, and send nothing."""
     side.do(client.get, "/x")
     make_open(dependency)
     mark = last(proxy)
-    error: Any = raises(httpx.TransportError, lambda: side.do(client.get, "/x"))
-    assert type(error) is HttpxUnhealthy
+    error: Any = raises(lib.http.TransportError, lambda: side.do(client.get, "/x"))
+    assert type(error) is lib.refusal
     assert isinstance(error, DependencyUnhealthy)
-    assert isinstance(error, httpx.HTTPError)
+    assert isinstance(error, lib.http.HTTPError)
     assert (error.dependency, error.state) == ("api", HealthState.UNHEALTHY)
     assert (error.reason, error.retry_after) == ("breaker_open", COOLDOWN)
     assert error.request.url.path == "/x"
@@ -312,51 +337,52 @@ def test_refusal_is_both_errors_and_never_reaches_the_wire(
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e))])
 def test_refusal_can_be_copied_and_pickled(
-    side: Side, client: Any, dependency: Dependency, copied: Callable[[Any], Any]
+    lib: Lib, side: Side, client: Any, dependency: Dependency, copied: Callable[[Any], Any]
 ) -> None:
     """A refusal crosses processes with everything that it says, and stays of both kinds."""
     make_open(dependency)
-    error: Any = raises(HttpxUnhealthy, lambda: side.do(client.get, "/x"))
+    error: Any = raises(lib.refusal, lambda: side.do(client.get, "/x"))
     twin = copied(error)
-    assert type(twin) is HttpxUnhealthy
+    assert type(twin) is lib.refusal
     for name in ("dependency", "state", "reason", "retry_after", "since", "cause"):
         assert getattr(twin, name) == getattr(error, name)
     assert str(twin) == str(error)
     assert twin.request.url == error.request.url
 
 
-def test_refusal_made_by_hand_knows_no_request() -> None:
+def test_refusal_made_by_hand_knows_no_request(lib: Lib) -> None:
     """As with httpx's own errors, asking for a request that is not known raises a `RuntimeError`."""
     with pytest.raises(RuntimeError):
-        _ = HttpxUnhealthy("api").request
+        _ = lib.refusal("api").request
 
 
 # --- faults -------------------------------------------------------------------------------------------
 
-FAULTS: dict[str, tuple[Callable[[FaultProxy], Injection], tuple[type[Exception], ...]]] = {
-    "refuse": (lambda p: p.refuse(), (httpx.ConnectError,)),
-    "stale socket": (lambda p: p.refuse(stale=True), (httpx.ConnectError,)),
-    "hang": (lambda p: p.hang(), (httpx.ReadTimeout,)),
-    "latency": (lambda p: p.latency(PATIENCE), (httpx.ReadTimeout,)),
-    "reset": (lambda p: p.reset(), (httpx.ReadError, httpx.WriteError, httpx.ConnectError)),
-    "cut in the head": (lambda p: p.cut(after=20), (httpx.RemoteProtocolError,)),
+FAULTS: dict[str, tuple[Callable[[FaultProxy], Injection], tuple[str, ...]]] = {
+    "refuse": (lambda p: p.refuse(), ("ConnectError",)),
+    "stale socket": (lambda p: p.refuse(stale=True), ("ConnectError",)),
+    "hang": (lambda p: p.hang(), ("ReadTimeout",)),
+    "latency": (lambda p: p.latency(PATIENCE), ("ReadTimeout",)),
+    "reset": (lambda p: p.reset(), ("ReadError", "WriteError", "ConnectError")),
+    "cut in the head": (lambda p: p.cut(after=20), ("RemoteProtocolError",)),
     "cut at once": (
         lambda p: p.cut(after=0),
-        (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError),
+        ("RemoteProtocolError", "ReadError", "WriteError"),
     ),
-    "cut in the body": (lambda p: p.cut(after=100_000), (httpx.RemoteProtocolError,)),
-    "reset in the body": (lambda p: p.cut(after=100_000, how="reset"), (httpx.ReadError,)),
-    "reply lost": (lambda p: p.drop_reply(), (httpx.ReadTimeout,)),
+    "cut in the body": (lambda p: p.cut(after=100_000), ("RemoteProtocolError",)),
+    "reset in the body": (lambda p: p.cut(after=100_000, how="reset"), ("ReadError",)),
+    "reply lost": (lambda p: p.drop_reply(), ("ReadTimeout",)),
     "reply lost, closed": (
         lambda p: p.drop_reply(how="close"),
-        (httpx.RemoteProtocolError, httpx.ReadError),
+        ("RemoteProtocolError", "ReadError"),
     ),
-    "half-closed": (lambda p: p.half_close(), (httpx.RemoteProtocolError,)),
+    "half-closed": (lambda p: p.half_close(), ("RemoteProtocolError",)),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fault_is_counted_once_and_passes_untouched_and_a_probe_finds_the_way_back(
+    lib: Lib,
     side: Side,
     client: Any,
     dependency: Dependency,
@@ -370,12 +396,12 @@ def test_fault_is_counted_once_and_passes_untouched_and_a_probe_finds_the_way_ba
     inject, kinds = FAULTS[fault]
     inject(proxy)
     for count, state in ((1, HealthState.DEGRADED), (2, HealthState.UNHEALTHY)):
-        error = raises(httpx.TransportError, lambda: side.do(client.get, "/big"))
-        assert type(error) in kinds
+        error = raises(lib.http.TransportError, lambda: side.do(client.get, "/big"))
+        assert type(error).__name__ in kinds
         assert dependency.status().failures == count
         assert dependency.state is state
     mark = last(proxy)
-    raises(HttpxUnhealthy, lambda: side.do(client.get, "/big"))
+    raises(lib.refusal, lambda: side.do(client.get, "/big"))
     assert since(proxy, mark, "accept") == []
     proxy.clear()
     health.start()
@@ -386,22 +412,23 @@ def test_fault_is_counted_once_and_passes_untouched_and_a_probe_finds_the_way_ba
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fault_on_a_pooled_connection_counts_once(
-    side: Side, connect: Callable[..., Any], health: Safehold, proxy: FaultProxy, fault: str
+    lib: Lib, side: Side, connect: Callable[..., Any], health: Safehold, proxy: FaultProxy, fault: str
 ) -> None:
-    """A connection that broke while it was idle, or in its next request, is one failure of one call."""
+    """A kept connection that broke is one failure of one call, or is excused, and a miss of one scope."""
     dependency = health.dependency("api", policy=NEVER)
-    client = guard_client(connect(), dependency)
+    client = lib.guard_client(connect(), dependency)
     side.do(client.get, "/x")
     FAULTS[fault][0](proxy)
     with health.scope("work") as scope:
-        raises(httpx.TransportError, lambda: side.do(client.get, "/big"))
+        raises(lib.http.TransportError, lambda: side.do(client.get, "/big"))
         assert scope.tainted
     report = dependency.status()
-    assert (report.failures, report.state) == (1, HealthState.DEGRADED)
+    assert (report.failures, report.state) == (fault not in STALE, HealthState.DEGRADED)
 
 
 @pytest.mark.parametrize("fault", ["refuse", "hang", "reset", "cut in the head"])
 def test_probe_fails_as_long_as_the_fault_lasts(
+    lib: Lib,
     side: Side,
     client: Any,
     dependency: Dependency,
@@ -420,7 +447,7 @@ def test_probe_fails_as_long_as_the_fault_lasts(
         clock.advance(COOLDOWN)
         watch.until(lambda: dependency.status().generation == before + 2)  # noqa: B023 - waited for here
         assert dependency.breaker is BreakerState.OPEN
-    raises(HttpxUnhealthy, lambda: side.do(client.get, "/x"))
+    raises(lib.refusal, lambda: side.do(client.get, "/x"))
 
 
 class Stall:
@@ -448,18 +475,18 @@ class Stall:
 
 
 def test_body_that_stalls_after_200_counts(
-    side: Side, tmp_path: Any, dependency: Dependency, keep: Callable[[Any], Any], health: Safehold
+    lib: Lib, side: Side, tmp_path: Any, dependency: Dependency, keep: Callable[[Any], Any], health: Safehold
 ) -> None:
     """A head is no answer: a body that stops half-way is a failed call."""
     path = str(tmp_path / "s")
     server = Stall(path)
-    kind = side.pick(httpx.HTTPTransport, httpx.AsyncHTTPTransport)
-    client = side.pick(httpx.Client, httpx.AsyncClient)(
-        transport=kind(uds=path), base_url="http://api", timeout=TIMEOUT
+    kind = side.pick(lib.http.HTTPTransport, lib.http.AsyncHTTPTransport)
+    client = side.pick(lib.http.Client, lib.http.AsyncClient)(
+        transport=kind(uds=path, verify=TLS), base_url="http://api", timeout=TIMEOUT
     )
-    guard_client(keep(client), dependency)
+    lib.guard_client(keep(client), dependency)
     with health.scope("work") as scope:
-        raises(httpx.ReadTimeout, lambda: side.do(client.get, "/"))
+        raises(lib.http.ReadTimeout, lambda: side.do(client.get, "/"))
         assert scope.tainted
     assert dependency.status().failures == 1
     server.close()
@@ -480,16 +507,16 @@ def test_server_faults_count_and_every_response_arrives(
     fault = status in {500, 502, 503, 504}
     report = dependency.status()
     assert report.failures == fault
-    assert report.state is (HealthState.DEGRADED if fault else HealthState.HEALTHY)
+    assert report.state is (HealthState.DEGRADED if fault or status == 429 else HealthState.HEALTHY)
 
 
 def test_server_faults_trip_and_a_healthy_answer_recovers(
-    side: Side, client: Any, dependency: Dependency, clock: ManualClock
+    lib: Lib, side: Side, client: Any, dependency: Dependency, clock: ManualClock
 ) -> None:
     """Two in a row open the breaker; after the cooldown an answer closes it."""
     for _ in range(2):
         assert side.do(client.get, "/503").status_code == 503
-    raises(HttpxUnhealthy, lambda: side.do(client.get, "/x"))
+    raises(lib.refusal, lambda: side.do(client.get, "/x"))
     clock.advance(COOLDOWN)
     assert side.do(client.get, "/x").status_code == 200
     assert dependency.breaker is BreakerState.CLOSED
@@ -513,47 +540,50 @@ def test_answer_without_a_body_is_complete_with_its_head(
 
 
 def test_caller_mistakes_do_not_count(
-    side: Side, client: Any, dependency: Dependency, health: Safehold
+    lib: Lib, side: Side, client: Any, dependency: Dependency, health: Safehold
 ) -> None:
     """A URL without a known scheme says nothing about the server."""
     with health.scope("work") as scope:
         for _ in range(3):
-            raises(httpx.UnsupportedProtocol, lambda: side.do(client.get, "ftp://api/x"))
-            raises(httpx.InvalidURL, lambda: side.do(client.get, "http://api:port/"))
+            raises(lib.http.UnsupportedProtocol, lambda: side.do(client.get, "ftp://api/x"))
+            raises(lib.http.InvalidURL, lambda: side.do(client.get, "http://api:port/"))
         assert not scope.tainted
     assert dependency.status().failures == 0
 
 
-MEANING: dict[str, tuple[Exception, Outcome, bool]] = {
-    "refused": (httpx.ConnectError("no"), Outcome.FAILURE, True),
-    "slow": (httpx.ReadTimeout("slow"), Outcome.FAILURE, True),
-    "garbage": (httpx.RemoteProtocolError("what"), Outcome.FAILURE, True),
-    "proxy": (httpx.ProxyError("502"), Outcome.FAILURE, True),
-    "pool full": (httpx.PoolTimeout("busy"), Outcome.IGNORED, True),
-    "scheme": (httpx.UnsupportedProtocol("ftp"), Outcome.IGNORED, False),
-    "bad header": (httpx.LocalProtocolError("newline"), Outcome.IGNORED, False),
-    "bad url": (httpx.InvalidURL("no"), Outcome.IGNORED, False),
-    "read twice": (httpx.StreamConsumed(), Outcome.IGNORED, False),
+MEANING: dict[str, tuple[str, Outcome, bool]] = {
+    "refused": ("ConnectError", Outcome.FAILURE, True),
+    "slow": ("ReadTimeout", Outcome.FAILURE, True),
+    "garbage": ("RemoteProtocolError", Outcome.FAILURE, True),
+    "proxy": ("ProxyError", Outcome.FAILURE, True),
+    "pool full": ("PoolTimeout", Outcome.IGNORED, True),
+    "scheme": ("UnsupportedProtocol", Outcome.IGNORED, False),
+    "bad header": ("LocalProtocolError", Outcome.IGNORED, False),
+    "bad url": ("InvalidURL", Outcome.IGNORED, False),
+    "read twice": ("StreamConsumed", Outcome.IGNORED, False),
 }
 
 
 @pytest.mark.parametrize("name", MEANING)
-def test_meaning_of_each_error(name: str) -> None:
+def test_meaning_of_each_error(lib: Lib, name: str) -> None:
     """Transport failures count, the caller's own mistakes do not, and a full pool is a miss."""
     error, outcome, missed = MEANING[name]
-    assert judge(error, classify) == (outcome, missed)
+    kind = getattr(lib.http, error)
+    judgement = judge(kind() if error == "StreamConsumed" else kind("why"), lib.site.classify)
+    assert (judgement.outcome, judgement.missed) == (outcome, missed)
 
 
 def test_full_pool_is_no_failure_and_a_miss(
-    side: Side, connect: Callable[..., Any], dependency: Dependency, health: Safehold
+    lib: Lib, side: Side, connect: Callable[..., Any], dependency: Dependency, health: Safehold
 ) -> None:
     """A pool without a free connection says nothing about the server, but the call was not answered."""
-    client = guard_client(
-        connect(limits=httpx.Limits(max_connections=1), timeout=httpx.Timeout(TIMEOUT, pool=0.05)), dependency
+    client = lib.guard_client(
+        connect(limits=lib.http.Limits(max_connections=1), timeout=lib.http.Timeout(TIMEOUT, pool=0.05)),
+        dependency,
     )
     held = Stream(side, client, "/big")
     with health.scope("work") as scope:
-        raises(httpx.PoolTimeout, lambda: side.do(client.get, "/x"))
+        raises(lib.http.PoolTimeout, lambda: side.do(client.get, "/x"))
         assert scope.tainted
     assert dependency.status().failures == 0
     assert dependency.status().unresolved_miss
@@ -597,7 +627,7 @@ def test_stream_that_was_closed_early_is_abandoned(
 
 
 def test_stream_that_breaks_half_way_counts(
-    side: Side, client: Any, dependency: Dependency, proxy: FaultProxy, health: Safehold
+    lib: Lib, side: Side, client: Any, dependency: Dependency, proxy: FaultProxy, health: Safehold
 ) -> None:
     """The part that arrived does not make up for the part that did not."""
     proxy.cut(after=100_000)
@@ -608,7 +638,7 @@ def test_stream_that_breaks_half_way_counts(
             while stream.part():
                 pass
 
-        raises(httpx.RemoteProtocolError, read_on)
+        raises(lib.http.RemoteProtocolError, read_on)
         assert scope.tainted
     assert dependency.status().failures == 1
 
@@ -628,12 +658,12 @@ def test_response_that_is_never_closed_holds_nobody_up(
 
 
 def test_response_that_came_complete_is_answered(
-    side: Side, dependency: Dependency, health: Safehold, keep: Callable[[Any], Any]
+    lib: Lib, side: Side, dependency: Dependency, health: Safehold, keep: Callable[[Any], Any]
 ) -> None:
     """A transport that hands over a body already read (a mock, a cache) leaves no call in flight."""
-    transport = httpx.MockTransport(lambda _: httpx.Response(200, json={"a": 1}))
-    kind = side.pick(httpx.Client, httpx.AsyncClient)
-    client = guard_client(keep(kind(transport=transport, base_url="http://api")), dependency)
+    transport = lib.http.MockTransport(lambda _: lib.http.Response(200, json={"a": 1}))
+    kind = side.pick(lib.http.Client, lib.http.AsyncClient)
+    client = lib.guard_client(keep(kind(transport=transport, base_url="http://api")), dependency)
     health.destructive("reap", requires=["api"])(lambda: None)
     with health.scope("work") as scope:
         assert side.do(client.get, "/x").json() == {"a": 1}
@@ -658,11 +688,13 @@ def free_again(side: Side, client: Any, dependency: Dependency) -> None:
     assert dependency.breaker is BreakerState.CLOSED
 
 
-def test_trial_that_was_read_closes_the_breaker(side: Side, half_open: Any, dependency: Dependency) -> None:
+def test_trial_that_was_read_closes_the_breaker(
+    lib: Lib, side: Side, half_open: Any, dependency: Dependency
+) -> None:
     """A complete answer is the proof."""
     stream = Stream(side, half_open, "/big")
     assert dependency.breaker is BreakerState.HALF_OPEN
-    raises(HttpxUnhealthy, lambda: side.do(half_open.get, "/x"))  # one at a time
+    raises(lib.refusal, lambda: side.do(half_open.get, "/x"))  # one at a time
     assert stream.read() == BIG
     assert dependency.breaker is BreakerState.CLOSED
 
@@ -698,19 +730,19 @@ def test_trial_with_a_server_fault_opens_again(
 
 @pytest.mark.parametrize("fault", ["cut in the body", "reset", "hang"])
 def test_trial_that_fails_opens_again(
-    side: Side, half_open: Any, dependency: Dependency, proxy: FaultProxy, fault: str
+    lib: Lib, side: Side, half_open: Any, dependency: Dependency, proxy: FaultProxy, fault: str
 ) -> None:
     """Half an answer has not closed it."""
     FAULTS[fault][0](proxy)
-    raises(httpx.TransportError, lambda: side.do(half_open.get, "/big"))
+    raises(lib.http.TransportError, lambda: side.do(half_open.get, "/big"))
     assert dependency.breaker is BreakerState.OPEN
 
 
 def test_trial_with_a_mistake_of_the_caller_gives_its_permit_back(
-    side: Side, half_open: Any, dependency: Dependency
+    lib: Lib, side: Side, half_open: Any, dependency: Dependency
 ) -> None:
     """A request that could not be sent decides nothing."""
-    raises(httpx.UnsupportedProtocol, lambda: side.do(half_open.get, "ftp://api/"))
+    raises(lib.http.UnsupportedProtocol, lambda: side.do(half_open.get, "ftp://api/"))
     free_again(side, half_open, dependency)
 
 
@@ -721,16 +753,16 @@ def test_trial_without_a_body_closes_the_breaker(side: Side, half_open: Any, dep
 
 
 def test_trial_may_make_calls_of_its_own(
-    side: Side, connect: Callable[..., Any], dependency: Dependency, clock: ManualClock
+    lib: Lib, side: Side, connect: Callable[..., Any], dependency: Dependency, clock: ManualClock
 ) -> None:
     """Redirects and authentication send more requests inside one call; a permit each, none left behind."""
 
-    class Login(httpx.Auth):
-        def auth_flow(self, request: httpx.Request) -> Any:
-            yield httpx.Request("GET", "http://api/x")
+    class Login(lib.http.Auth):
+        def auth_flow(self, request: lib.http.Request) -> Any:
+            yield lib.http.Request("GET", "http://api/x")
             yield request
 
-    client = guard_client(connect(auth=Login()), dependency)
+    client = lib.guard_client(connect(auth=Login()), dependency)
     make_open(dependency)
     clock.advance(COOLDOWN)
     assert side.do(client.get, "/x").status_code == 200
@@ -741,17 +773,20 @@ def test_trial_may_make_calls_of_its_own(
 
 
 @pytest.fixture
-def async_client(proxy: FaultProxy, dependency: Dependency) -> httpx.AsyncClient:
-    client = httpx.AsyncClient(
-        transport=httpx.AsyncHTTPTransport(uds=proxy.path), base_url="http://api", timeout=PATIENCE
+def async_client(lib: Lib, proxy: FaultProxy, dependency: Dependency) -> lib.http.AsyncClient:
+    client = lib.http.AsyncClient(
+        transport=lib.http.AsyncHTTPTransport(uds=proxy.path, verify=TLS),
+        base_url="http://api",
+        timeout=PATIENCE,
     )
-    return guard_client(client, dependency)
+    return lib.guard_client(client, dependency)
 
 
 @pytest.mark.parametrize("where", ["head", "body"])
 @pytest.mark.parametrize("trial", [False, True])
 async def test_cancelled_request_decides_nothing_and_is_a_miss(
-    async_client: httpx.AsyncClient,
+    lib: Lib,
+    async_client: lib.http.AsyncClient,
     proxy: FaultProxy,
     dependency: Dependency,
     health: Safehold,
@@ -794,8 +829,113 @@ async def test_cancelled_request_decides_nothing_and_is_a_miss(
         assert dependency.breaker is BreakerState.CLOSED
 
 
+@pytest.mark.parametrize("trial", [False, True])
+async def test_cancelled_at_any_await_leaves_nothing_behind(
+    lib: Lib, async_client: Any, dependency: Dependency, health: Safehold, clock: ManualClock, trial: bool
+) -> None:
+    """Wherever the cancellation hits, no call stays in flight and the trial is free again."""
+    async with async_client as client:
+
+        async def call() -> None:
+            async with client.stream("POST", "/x", json={"b": 2}) as response:
+                await response.aread()
+
+        await client.get("/x")
+        for steps in range(1, 60):
+            if trial:
+                make_open(dependency)
+                clock.advance(COOLDOWN)
+            with health.scope("work") as scope:
+                task = asyncio.create_task(call())
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+                assert not scope.facts().in_flight
+            assert dependency.status().failures == 0
+        assert (await client.get("/x")).status_code == 200
+        assert dependency.breaker is BreakerState.CLOSED
+
+
+async def test_deadline_holds_for_an_application_in_the_process(lib: Lib, dependency: Dependency) -> None:
+    """A transport without a network has no time-outs of its own: the deadline is one all the same."""
+
+    async def asgi(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.Event().wait()
+
+    client = lib.http.AsyncClient(
+        transport=lib.http.ASGITransport(asgi), base_url="http://app", trust_env=False
+    )
+    async with lib.guard_client(client, dependency, deadline=0.1):
+        with pytest.raises(lib.http.ReadTimeout):
+            await client.get("/")
+    assert dependency.status().failures == 1
+
+
+def test_deadline_holds_between_the_parts_of_a_body_without_a_network(
+    lib: Lib, dependency: Dependency
+) -> None:
+    """A sync application cannot be interrupted, but it is not waited for any longer than for its next part."""
+
+    def wsgi(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        for _ in range(100):
+            threading.Event().wait(0.03)
+            yield b"part"
+
+    client = lib.http.Client(transport=lib.http.WSGITransport(wsgi), base_url="http://app", trust_env=False)
+    with lib.guard_client(client, dependency, deadline=0.1), pytest.raises(lib.http.ReadTimeout):
+        client.get("/")
+    assert dependency.status().failures == 1
+
+
+async def test_cancellation_from_outside_goes_before_a_deadline(lib: Lib, dependency: Dependency) -> None:
+    """A task that is cancelled is cancelled, deadline or not."""
+
+    async def asgi(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.Event().wait()
+
+    client = lib.http.AsyncClient(
+        transport=lib.http.ASGITransport(asgi), base_url="http://app", trust_env=False
+    )
+    async with lib.guard_client(client, dependency, deadline=PATIENCE):
+        task = asyncio.create_task(client.get("/"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert dependency.status().failures == 0
+    assert dependency.status().unresolved_miss
+
+
+def test_settings_of_the_request_are_left_as_they_were(
+    lib: Lib, side: Side, connect: Callable[..., Any], dependency: Dependency
+) -> None:
+    """A request may be sent again: what the guard needs of it is taken back."""
+    client = lib.guard_client(connect(), dependency, deadline=PATIENCE)
+    request = client.build_request("POST", "/x", files={"f": b"1"})
+    before = (request.stream, dict(request.extensions))
+    side.do(client.send, request)
+    assert (request.stream, request.extensions) == before
+
+
+def test_client_that_was_used_before_is_guarded_on_the_connections_that_it_has(
+    lib: Lib, side: Side, connect: Callable[..., Any], dependency: Dependency, proxy: FaultProxy
+) -> None:
+    """A deadline holds on a kept connection, too."""
+    client = connect(timeout=PATIENCE)
+    side.do(client.get, "/x")
+    lib.guard_client(client, dependency, deadline=0.1)
+    mark = last(proxy)
+    with proxy.hang():
+        raises(lib.http.ReadTimeout, lambda: side.do(client.get, "/x"))
+    assert since(proxy, mark, "accept") == []
+
+
 async def test_body_may_be_read_in_another_task(
-    async_client: httpx.AsyncClient, dependency: Dependency, clock: ManualClock
+    lib: Lib, async_client: lib.http.AsyncClient, dependency: Dependency, clock: ManualClock
 ) -> None:
     """A trial that one task sent and another one read is one trial, and leaves no context behind."""
     async with async_client as client:
@@ -812,6 +952,7 @@ async def test_body_may_be_read_in_another_task(
 
 @pytest.mark.parametrize("path", ["/", "/health", "/x", "/nowhere", "/404", "/204"])
 def test_probe_takes_any_answer_below_500(
+    lib: Lib,
     side: Side,
     connect: Callable[..., Any],
     dependency: Dependency,
@@ -821,7 +962,7 @@ def test_probe_takes_any_answer_below_500(
     path: str,
 ) -> None:
     """The probe asks for `probe_path` on a connection of its own, which ends with it."""
-    guard_client(connect(), dependency, probe_path=path)
+    lib.guard_client(connect(), dependency, probe_path=path)
     mark = last(proxy)
     assert watch.probe(dependency) is HealthState.HEALTHY
     assert api.requests[f"GET {path}"] == 1
@@ -831,10 +972,10 @@ def test_probe_takes_any_answer_below_500(
 
 @pytest.mark.parametrize("path", ["/500", "/501", "/503", "/505"])
 def test_probe_takes_no_answer_from_500_on(
-    connect: Callable[..., Any], dependency: Dependency, watch: Watch, path: str
+    lib: Lib, connect: Callable[..., Any], dependency: Dependency, watch: Watch, path: str
 ) -> None:
     """A server that has an error to report is not well."""
-    guard_client(connect(), dependency, probe_path=path)
+    lib.guard_client(connect(), dependency, probe_path=path)
     assert watch.probe(dependency) is HealthState.DEGRADED
 
 
@@ -848,6 +989,7 @@ def test_probe_takes_no_answer_from_500_on(
     ],
 )
 def test_probe_path_is_joined_to_the_base_url(
+    lib: Lib,
     connect: Callable[..., Any],
     dependency: Dependency,
     api: ApiServer,
@@ -857,28 +999,28 @@ def test_probe_path_is_joined_to_the_base_url(
     asked: str,
 ) -> None:
     """A path with a slash in front is the server's, one without is the base URL's."""
-    guard_client(connect(base_url=base), dependency, probe_path=probe_path)
+    lib.guard_client(connect(base_url=base), dependency, probe_path=probe_path)
     assert watch.probe(dependency) is HealthState.HEALTHY
     assert api.requests[asked] == 1
 
 
 def test_probe_over_tcp(
-    side: Side, health: Safehold, watch: Watch, keep: Callable[[Any], Any], dependency: Dependency
+    lib: Lib, side: Side, health: Safehold, watch: Watch, keep: Callable[[Any], Any], dependency: Dependency
 ) -> None:
     """Over TCP it is the same probe."""
     with ApiServer(lambda _: (200, {}), listen="tcp") as api:
-        guard_client(keep(side.pick(httpx.Client, httpx.AsyncClient)(base_url=api.url)), dependency)
+        lib.guard_client(keep(side.pick(lib.http.Client, lib.http.AsyncClient)(base_url=api.url)), dependency)
         assert watch.probe(dependency) is HealthState.HEALTHY
         assert api.requests["GET /"] == 1
 
 
 def test_probe_of_the_users_goes_before_the_default_one(
-    connect: Callable[..., Any], health: Safehold, api: ApiServer, watch: Watch
+    lib: Lib, connect: Callable[..., Any], health: Safehold, api: ApiServer, watch: Watch
 ) -> None:
     """A declared probe stays."""
     asked: list[str] = []
     dependency = health.dependency("api", probe=lambda: asked.append("asked"))
-    guard_client(connect(), dependency)
+    lib.guard_client(connect(), dependency)
     assert watch.probe(dependency) is HealthState.HEALTHY
     assert asked == ["asked"]
     assert not api.requests
@@ -888,11 +1030,11 @@ def test_probe_of_the_users_goes_before_the_default_one(
 
 
 def test_two_hundred_faulted_calls_leave_nothing_open(
-    side: Side, connect: Callable[..., Any], proxy: FaultProxy, health: Safehold
+    lib: Lib, side: Side, connect: Callable[..., Any], proxy: FaultProxy, health: Safehold
 ) -> None:
     """Neither a connection nor a descriptor is lost, whatever ends the calls."""
     dependency = health.dependency("api", policy=NEVER)
-    client = guard_client(connect(), dependency)
+    client = lib.guard_client(connect(), dependency)
     side.do(client.get, "/x")
     gc.collect()
     before = descriptors()
@@ -905,12 +1047,14 @@ def test_two_hundred_faulted_calls_leave_nothing_open(
     ]
     for index in range(200):
         injections[index % len(injections)]()
-        with contextlib.suppress(httpx.TransportError):
+        with contextlib.suppress(lib.http.TransportError):
             side.do(client.get, "/x")
         if index % 3 == 0:
             proxy.clear()
             assert side.do(client.get, "/x").json() == {"a": 1}
-    assert dependency.status().failures == 200
+    assert (
+        180 <= dependency.status().failures <= 200
+    )  # a kept connection that is lost is excused now and then
     proxy.clear()
     side.do(client.get, "/x")
     gc.collect()
@@ -920,6 +1064,7 @@ def test_two_hundred_faulted_calls_leave_nothing_open(
 
 @pytest.mark.parametrize("fault", ["hang", "refuse", "reset", "cut in the head", "a server fault"])
 def test_first_swallowed_failure_stops_the_reaper_and_a_clean_look_lets_it_run(
+    lib: Lib,
     side: Side,
     connect: Callable[..., Any],
     proxy: FaultProxy,
@@ -928,7 +1073,7 @@ def test_first_swallowed_failure_stops_the_reaper_and_a_clean_look_lets_it_run(
 ) -> None:
     """`except: return False` makes a session look gone. The very first time, nothing is destroyed."""
     dependency = health.dependency("api", critical=True)
-    client = guard_client(connect(), dependency)
+    client = lib.guard_client(connect(), dependency)
     reaped: list[str] = []
     reap = health.destructive("session.reap", subject="session")(lambda session: reaped.append(session))
     side.do(client.get, "/x")
@@ -948,7 +1093,7 @@ def test_first_swallowed_failure_stops_the_reaper_and_a_clean_look_lets_it_run(
         blocked: Any = raises(OperationBlocked, sweep)
     faulty = False
     assert reaped == []
-    assert not isinstance(blocked, OSError | httpx.HTTPError)
+    assert not isinstance(blocked, OSError | lib.http.HTTPError)
     for thread in threading.enumerate():
         if thread.name == "safehold-probe-api":
             thread.join(PATIENCE)

@@ -90,7 +90,17 @@ def test_every_public_name_is_in_the_reference(name: str) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["callsites.redis", "callsites.httpx", "testing.proxy", "testing.servers"],
+    [
+        "callsites.redis",
+        "callsites.httpx",
+        "callsites.httpx2",
+        "callsites.requests",
+        "callsites.aiohttp",
+        "callsites.streams",
+        "callsites.process",
+        "testing.proxy",
+        "testing.servers",
+    ],
 )
 def test_every_public_name_of_a_module_is_in_the_reference(module: str) -> None:
     """What a module exports can be looked up."""

@@ -11,8 +11,10 @@ from datetime import datetime
 from typing import Any, Generic, TypeVar, assert_type, overload
 
 import httpx
+import httpx2
 import redis
 import redis.asyncio
+import requests
 
 from safehold import (
     Backoff,
@@ -42,7 +44,9 @@ from safehold import (
     health,
 )
 from safehold.callsites import httpx as guarded_httpx
+from safehold.callsites import httpx2 as guarded_httpx2
 from safehold.callsites import redis as guarded_redis
+from safehold.callsites import requests as guarded_requests
 from safehold.errors import Refusal
 from safehold.testing.clock import ManualClock
 
@@ -319,6 +323,10 @@ def use_errors() -> None:
 # --- clients ------------------------------------------------------------------------------------------
 
 
+class OwnSession(requests.Session):
+    """A subclass stays what it is."""
+
+
 class OwnRedis(redis.Redis):
     """A client of the user's own."""
 
@@ -330,6 +338,10 @@ async def use_clients(cluster: redis.RedisCluster, acluster: redis.asyncio.Redis
     assert_type(guarded_redis.guard_client(redis.asyncio.Redis(), dependency), redis.asyncio.Redis)
     assert_type(guarded_httpx.guard_client(httpx.Client(), dependency), httpx.Client)
     assert_type(guarded_httpx.guard_client(httpx.AsyncClient(), dependency), httpx.AsyncClient)
+    assert_type(guarded_httpx2.guard_client(httpx2.Client(), dependency, deadline=1.0), httpx2.Client)
+    assert_type(guarded_httpx2.unguard_client(httpx2.AsyncClient()), httpx2.AsyncClient)
+    assert_type(guarded_requests.guard_session(OwnSession(), dependency, base_url="http://api"), OwnSession)
+    assert_type(guarded_requests.unguard_session(requests.Session()), requests.Session)
     assert_type(guarded_redis.guard_client(cluster, dependency), redis.RedisCluster)
     assert_type(guarded_redis.guard_client(acluster, dependency), redis.asyncio.RedisCluster)
     assert_type(guarded_redis.unguard_client(OwnRedis()), OwnRedis)
@@ -337,6 +349,8 @@ async def use_clients(cluster: redis.RedisCluster, acluster: redis.asyncio.Redis
     guarded_redis.guard_client(cluster, dependency, destructive="maybe")  # type: ignore[arg-type]  # no such mode
     guarded_redis.guard_client("redis://", dependency)  # type: ignore[type-var]  # no client
     guarded_httpx.guard_client(redis.Redis(), dependency)  # type: ignore[type-var]  # another one's client
+    guarded_httpx2.guard_client(httpx.Client(), dependency)  # type: ignore[type-var]  # another one's client
+    guarded_requests.guard_session(httpx2.Client(), dependency)  # type: ignore[type-var]  # no session
     try:
         pass
     except guarded_redis.RedisUnhealthy as refused:

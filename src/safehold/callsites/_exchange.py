@@ -1,34 +1,26 @@
-"""One request and its answer: what it may take, what it has met, and what that means.
+"""One HTTP request and its answer: the permit, what it has met, and what that means.
 
-*Time.* Clients limit each wait, so a server that sends one byte now and then holds a call for as long as
-it likes. Here the waits of one exchange are added up, by what is waited for:
-
-- a connection: each attempt is one wait, as the client has it;
-- the head of the answer: all its waits together are one, so that it has to come whole in one read time-out;
-- what is transferred (an upload, a body): as long as it makes progress. Its waits may add up to `GRACE`
-  time-outs, and `SLOWEST` bytes earn one more second. That is how Apache's mod_reqtimeout limits requests,
-  its `MinRate` included.
-
-Where the client sets no time-out, a wait is `LONGEST_WAIT`. A deadline, where one is given, ends whatever is
-going on: it belongs to the user's call, redirects, pauses between two reads and all. Only waits are counted
-against the other side: a call whose caller has used up the time himself is no failure.
+*Settling.* An exchange is answered when its body is complete. A server fault settles it at the head, and so
+does a head that nothing follows. A *long* one (`long_calls`, `long=True`, an event stream) is settled by its
+head, too: silence after it is no failure, and what breaks later counts by itself.
 
 *Reuse.* A kept connection may be closed while nobody looks, and then fails its next request. That says
 little about the server, so it is excused, once in a row, if not a single byte of an answer has come.
 
-*Long calls* (`long_calls`, `long=True`, an event stream) are settled by the head of the answer; there are no
-limits for them but the client's own, and silence is no failure.
+*Calls.* One call of the user's may need several exchanges: redirects, authentication. They share a deadline.
+What the client raises above them, such as endless redirects, is a miss as well; what a hook of the user's
+raises is not, for the hook has seen the answer.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Generator
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
-from math import inf
-from time import monotonic
+from itertools import count
 from types import TracebackType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Self
 
 from .._core.breaker import Outcome
 from .._core.configuration import ConfigurationError, check_number
@@ -39,40 +31,57 @@ from .._runtime.permit import Permit, missed
 from ..errors import DependencyUnhealthy, Refused
 from ._http import (
     BODY,
+    QUEUE_FULL,
     SOCKET_ROWS,
     STALE,
+    Marks,
     ServerFaultError,
     declared_long,
     judge_status,
+    table,
 )
-from ._table import NOTHING_SAID, Sent, Table, chain, unanswered
+from ._table import NOTHING_SAID, Sent, chain, unanswered
+from ._waits import Span, Waits
 
-LONGEST_WAIT: Final = 60.0
-"""Seconds of a wait for which neither the client nor a deadline sets a limit."""
-GRACE: Final = 10
-"""Time-outs that the waits of a transfer may add up to, whatever its rate."""
-SLOWEST: Final = 500.0
-"""Bytes of a transfer that earn one second more."""
-
-CONNECT: Final = "connect"
-WRITE: Final = "write"
-READ: Final = "read"
-HEAD: Final = "head"
 _OUT_OF_TIME: Final = unanswered("deadline", "the caller has used up the time")
+_LED_ASTRAY: Final = unanswered("redirects", "redirected to where nobody can go")
 _OUTCOMES: Final = {Sent.NO: "not_executed", Sent.MAYBE: "unknown", Sent.YES: "executed"}
+_NUMBER: Final = "_safehold_exchange"
+_numbers = count()
 
 
-class Meaning(NamedTuple):
-    """What a client's exceptions mean: its table, those that are its own, and those that tell of silence."""
+class Meaning:
+    """What a client's exceptions mean.
 
-    table: Table
-    own: tuple[type[BaseException], ...]
-    silence: Callable[[BaseException], bool]
-    refusal: type[DependencyUnhealthy]
+    `own` are those that it raises by itself, but for those that people raise with its help, such as
+    `raise_for_status`. `refusal` is ours in its tree.
+    """
+
+    def __init__(
+        self,
+        marks: Marks,
+        refusal: type[DependencyUnhealthy],
+        *,
+        own: tuple[type[BaseException], ...],
+        but: tuple[type[BaseException], ...] = (),
+    ) -> None:
+        self.marks = marks
+        self._own = own
+        self._but = but
+        self.refusal = refusal
+        self.table = table(marks)
 
     def classify(self, error: Exception) -> Judgement:
         """Say what an exception means for the breaker: the call site's classifier."""
         return error.judgement if isinstance(error, ServerFaultError) else self.table.classify(error)
+
+    def is_own(self, error: BaseException) -> bool:
+        """Whether the client has raised it by itself."""
+        return isinstance(error, self._own) and not isinstance(error, self._but)
+
+    def is_silence(self, error: BaseException) -> bool:
+        """Whether nothing came on a connection that stands."""
+        return self.marks.timeout(error) and not self.marks.connect_timeout(error)
 
 
 class Guard:
@@ -111,23 +120,26 @@ class Guard:
         """Begin a new row: something has answered."""
         self._excuses[:] = (None,)
 
+    def __copy__(self) -> Self:
+        return self
 
-class Call:
-    """One call of the user's, with all the exchanges that it needs. As a context manager, it is the current one."""
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self
+
+
+class Call(Span):
+    """One call of the user's. As a context manager, it is the one that new exchanges belong to."""
 
     def __init__(self, guard: Guard) -> None:
         self.guard = guard
         self.long = guard.long or declared_long()
-        limit = None if self.long else guard.deadline
-        self.limit = inf if limit is None else limit
-        self.ends = inf if limit is None else monotonic() + limit
-        self.waited = 0.0
+        super().__init__(None if self.long else guard.deadline)
         self.exchanges = 0
         self.last: Exchange | None = None
         self.open = False
         self._token: Token[Call | None] | None = None
 
-    def __enter__(self) -> Call:
+    def __enter__(self) -> Self:
         self._token = _call.set(self)
         self.open = True
         return self
@@ -138,46 +150,19 @@ class Call:
         self.open = False
         if self._token is not None:
             _call.reset(self._token)
-        if error is not None:
-            self._ended(error)
-
-    def left(self) -> float | None:
-        """Give the seconds to its deadline; `None` without one."""
-        return None if self.ends == inf else self.ends - monotonic()
-
-    def used_up(self) -> bool:
-        """Whether its time is over, and was spent by the caller rather than in waiting."""
-        return self.ends <= monotonic() and self.waited < self.limit / 2
-
-    def _ended(self, error: BaseException) -> None:
-        """Take in that it ended with this, above the exchanges."""
-        last = self.last
-        if last is None:
-            return
-        last.left_unread(error)
-        if isinstance(error, Refused) or not isinstance(error, self.guard.meaning.own):
-            return  # a hook's, or the caller's own
-        if not last.has_judged(error):
-            last.not_an_answer(error)
+        last, self.last = self.last, None
+        if error is not None and last is not None:
+            last.left_unread(error)
+            last.passed_on(error)
+            if self.guard.meaning.is_own(error) and not isinstance(error, Refused):
+                last.raised_above(error)
 
 
 _call: ContextVar[Call | None] = ContextVar("safehold_http_call", default=None)
-_exchange: ContextVar[Exchange | None] = ContextVar("safehold_http_exchange", default=None)
-under_way: Final = _exchange.get
-"""The exchange on whose behalf this code waits; `None` where no guard is concerned."""
+call_under_way: Final = _call.get
 
 
-class _Meter:
-    """What was waited, and what was moved."""
-
-    __slots__ = ("moved", "waited")
-
-    def __init__(self) -> None:
-        self.waited = 0.0
-        self.moved = 0
-
-
-class Exchange:
+class Exchange(Waits):
     """One request and its answer. Making one takes a permit, and raises the client's refusal without one.
 
     `wired` says whether all that goes over the line is seen: then it is known what has been sent and whether
@@ -188,182 +173,149 @@ class Exchange:
         call = _call.get()
         if call is None or call.guard is not guard or not call.open:
             call = Call(guard)  # of a transport without its client
+        super().__init__(call, long=call.long)
         self.guard = guard
         self.call = call
         self.method = method
         self.wired = wired
-        self.long = call.long
-        self.unix = self.connected = self.fresh = self.sent = self.received = False
-        self.headed = False
-        self.attempt: Exception | None = None  # one that was made and failed, if another one follows
         self.upload_error: BaseException | None = None
-        self._meters = {WRITE: _Meter(), HEAD: _Meter(), READ: _Meter()}
-        self._touched = self._settled = False
-        self._judged: tuple[BaseException, Judgement] | None = None
-        self._seen: BaseException | None = None
-        permit = Permit(
+        self._attempt: Exception | None = (
+            None  # one that has failed, until it is known whether another follows
+        )
+        self._touched = self._follows = self._own_fault = self._gave_up = False
+        self._number = next(_numbers)  # written on what it has judged: to keep that would make a cycle
+        self._judging: tuple[BaseException, Judgement] | None = None
+        self._verdict: Judgement | None = None
+        self._permit: Permit | None = Permit(
             guard.dependency,
-            stepwise=True,
+            stepwise=True,  # the answer may be read in another task than the request was sent from
             error=guard.meaning.refusal,
             classify=self.classify,
             long=self.long,
-        )
-        self._permit = permit.__enter__()
+        ).__enter__()  # until it is settled
         call.exchanges += 1
-        call.last = self
+        call.last = self if call.open else None
 
-    # --- waiting ------------------------------------------------------------------------------------
-
-    def here(self) -> _Here:
-        """Make it the one that waits, for the length of a block."""
-        return _Here(self)
+    # --- attempts -----------------------------------------------------------------------------------
 
     def allow(self, what: str, own: float | None) -> float | None:
-        """Give the seconds that this wait may take, not above 0 when there are none left.
+        """Give the seconds that this wait may take: none after an upload that failed."""
+        return 0.0 if self.upload_error is not None else super().allow(what, own)
 
-        `own` is the client's own time-out for it.
-        """
-        if what is WRITE:
-            self.sent = True
-        if self.long:
-            return own
-        left = self.call.ends - monotonic()
-        patience = own if own is not None else (LONGEST_WAIT if left == inf else left)
-        if what is CONNECT:
-            return min(patience, left)
-        if what is READ and not self.headed:
-            return min(patience - self._meters[HEAD].waited, left)
-        meter = self._meters[what]
-        return min(patience, patience * GRACE + meter.moved / SLOWEST - meter.waited, left)
+    def attempt_failed(self, error: Exception) -> None:
+        """Take in that an attempt has failed, and keep it until it is known whether another one follows."""
+        self._attempt = error
 
-    def took(self, what: str, began: float, moved: int) -> None:
-        """Take in a wait that is over."""
-        waited = monotonic() - began
-        self.call.waited += waited
-        if what is READ:
-            self.received = self.received or moved > 0
-            what = READ if self.headed else HEAD
-        if what is not CONNECT:
-            meter = self._meters[what]
-            meter.waited += waited
-            meter.moved += moved
+    def given_up(self) -> Exception | None:
+        """Report the attempt before this one, if there was one; give it if it has opened the breaker."""
+        failed, self._attempt = self._attempt, None
+        if failed is None or self._permit is None:
+            return None
+        go_on = self._permit.attempt_failed(failed)
+        self._judging = None
+        if go_on:
+            self.renew()
+            return None
+        self._gave_up = True
+        return failed
 
-    def connecting(self, *, unix: bool) -> bool:
-        """Take in that a connection is about to be made; say whether that is wanted still.
-
-        It is not when an attempt before has opened the breaker. The hidden attempts of a client count.
-        """
-        self.fresh, self.unix = True, unix
-        return self.again()
-
-    def again(self) -> bool:
-        """Report the attempt before this one, if there was one; say whether to go on."""
-        failed, self.attempt = self.attempt, None
-        return failed is None or self._permit.attempt_failed(failed)
-
-    def was_counted(self, error: Exception) -> Exception:
-        """Mark an error that stands for an attempt which was counted already."""
-        mark_attempt(error, self.guard.dependency._key)
-        return error
+    def overdue(self) -> bool:
+        """Whether the deadline is over, where the line would not find that out by itself."""
+        left = None if self.wired else self.call.left()
+        return left is not None and left <= 0
 
     # --- how it ends --------------------------------------------------------------------------------
 
     def head(self, status: int, *, retry_after: str | None, content_type: str | None, empty: bool) -> None:
         """Take in the head of the answer. `empty`: nothing follows it."""
-        self.headed = True
+        self.headed, self._attempt = True, None
         self.guard.forgive()
-        wall = self.guard.dependency._engine.clock.wall()
-        judgement = judge_status(status, retry_after, wall)
-        if judgement is not None:
-            self._settled = True
-            self._permit.fail(ServerFaultError(status, judgement))
-            return
+        judgement = judge_status(status, retry_after, self.guard.dependency._engine.clock.wall())
         self.long = self.long or (content_type or "").startswith("text/event-stream")
-        if empty or self.long:
+        if judgement is not None:
+            self._settle(ServerFaultError(status, judgement))
+        elif empty or self.long:
+            self._follows = self.long
             self.answered()
-
-    @property
-    def watched(self) -> bool:
-        """Whether the body has a say still: it is to come, and what breaks in it counts."""
-        return self.long or not self._settled
 
     def answered(self) -> None:
         """Report that the answer is complete."""
-        self._settled = True
-        self._permit.succeed()
+        permit, self._permit, self.handled = self._permit, None, None
+        if permit is not None:
+            permit.succeed()
 
     def touched(self) -> None:
         """Take in that a part of the body has reached the caller."""
         self._touched = True
 
     def abandoned(self) -> None:
-        """Report that nobody reads on. A call that ends by a hook's error was answered: the hook has seen it."""
-        if self._settled:
-            return
-        error = sys.exception()
-        if self.call.open and self.headed and not self._touched and isinstance(error, Exception):
+        """Report that nobody reads on."""
+        self.left_unread(sys.exception() if self.call.open else None)
+
+    def left_unread(self, error: BaseException | None) -> None:
+        """Report that nobody reads on because of `error`: if a hook raised it, that has seen the answer."""
+        if self.headed and not self._touched and isinstance(error, Exception):
             self.answered()
-            return
-        self._settled = True
-        self._permit.abandon()
+        elif self._permit is not None:
+            self._settle(GeneratorExit())
 
     def failed(self, error: BaseException) -> None:
         """Report what was raised, and write on it what may have become of the request."""
         if isinstance(error, GeneratorExit):
             self.abandoned()
             return
-        self._seen = error
-        if not self._settled:
-            self._settled = True
-            self._permit.fail(error)
-        elif self.long:
+        vars(error)[_NUMBER] = self._number
+        self._own_fault = self._is_upload(error)
+        if self._gave_up:
+            mark_attempt(error, self.guard.dependency._key)  # it stands for one that was counted
+        if self._permit is not None:
+            self._settle(error)
+        elif self._follows and isinstance(error, Exception):
             dependency = self.guard.dependency
             missed(dependency, dependency._breaker.era, error, self.classify)
+        if self._judging is not None:
+            self._verdict = self._judging[1]
+        self._judging = self.upload_error = None
         self.tell_outcome(error)
+        self.handled = None
+
+    def _settle(self, error: BaseException) -> None:
+        permit, self._permit = self._permit, None
+        if permit is not None:
+            permit.fail(error)
 
     def passed_on(self, error: BaseException) -> None:
         """Take in that a client has made another exception of one that was reported."""
-        seen = self._seen
-        if seen is None or seen is error or seen not in chain(error):
+        if vars(error).get(_NUMBER) == self._number or not self._has_seen(error):
             return
-        self._seen = error
+        vars(error)[_NUMBER] = self._number
         dependency = self.guard.dependency
-        if isinstance(seen, Exception) and self.classify(seen).missed:
+        if self._verdict is not None and self._verdict.missed:
             mark(error, dependency._key, dependency._breaker.era.number, dependency.name)
         self.tell_outcome(error)
 
-    def has_judged(self, error: BaseException) -> bool:
-        """Whether it has reported this, or what led to this. What stops a redirect is no mistake of the caller's."""
-        seen = self._seen
-        if seen is None or seen not in chain(error):
-            return False
-        mistake = isinstance(seen, Exception) and self.classify(seen) == NOTHING_SAID
-        return not (mistake and self.call.exchanges > 1)
-
-    def not_an_answer(self, error: BaseException) -> None:
-        """Report what the client raised by itself about answers that are none, such as endless redirects."""
+    def raised_above(self, error: BaseException) -> None:
+        """Take in what the client raised by itself about answers that are none, such as endless redirects."""
+        astray = self.call.exchanges > 1 and self._verdict == NOTHING_SAID  # no mistake of the caller's
+        if self._has_seen(error) and not astray:
+            return
         self.tell_outcome(error)
         dependency = self.guard.dependency
         missed(dependency, dependency._breaker.era, error, self._about_answers)
 
     def _about_answers(self, error: Exception) -> Judgement:
-        said = self.guard.meaning.table.classify(error)
-        return said if said.cause is not None else unanswered("redirects", "redirected to where nobody can go")
+        marks = self.guard.meaning.marks
+        known = marks.not_decoded(error) or marks.redirected(error)
+        return self.guard.meaning.classify(error) if known else _LED_ASTRAY
 
-    def left_unread(self, error: BaseException) -> None:
-        """Settle it when its call is over and nobody will read on."""
-        if self._settled:
-            return
-        if self.headed and not self._touched and isinstance(error, Exception):
-            self.answered()
-        else:
-            self.failed(error)
+    def _has_seen(self, error: BaseException) -> bool:
+        return any(vars(link).get(_NUMBER) == self._number for link in chain(error))
 
     def tell_outcome(self, error: BaseException) -> None:
         """Write on a client's error whether the request may have been executed."""
-        if isinstance(error, DependencyUnhealthy) or not isinstance(error, self.guard.meaning.own):
+        if isinstance(error, DependencyUnhealthy) or not self.guard.meaning.is_own(error):
             return
-        if "outcome" in vars(error) or self._is_upload(error):
+        if "outcome" in vars(error) or self._own_fault:
             return
         sent = Sent.YES if self.headed else self._sent_by(error)
         told: Any = error
@@ -374,16 +326,33 @@ class Exchange:
     def _sent_by(self, error: BaseException) -> Sent:
         if self.wired and not self.sent:
             return Sent.NO
-        row = self.guard.meaning.table.row(error)
+        with self._apart(error):
+            row = self.guard.meaning.table.row(error)
         return Sent.MAYBE if self.sent and row in SOCKET_ROWS else row.sent
 
     # --- what it means ------------------------------------------------------------------------------
 
     def classify(self, error: Exception) -> Judgement:
         """Judge an error of this exchange; the same one always alike."""
-        if self._judged is None or self._judged[0] is not error:
-            self._judged = (error, self._judge(error))
-        return self._judged[1]
+        if self._judging is None or self._judging[0] is not error:
+            with self._apart(error):
+                self._judging = (error, self._judge(error))
+        return self._judging[1]
+
+    @contextmanager
+    def _apart(self, error: BaseException) -> Generator[None]:
+        """Look at an error apart from what the caller was handling when it made the call."""
+        handled = self.handled
+        links = () if handled is None else chain(error)
+        link = next((link for link in links if link.__context__ is handled), None)
+        if link is None:
+            yield
+            return
+        link.__context__ = None
+        try:
+            yield
+        finally:
+            link.__context__ = handled
 
     def _judge(self, error: Exception) -> Judgement:
         if self._is_upload(error):
@@ -395,37 +364,26 @@ class Exchange:
             return said
         if self.call.used_up():
             return _OUT_OF_TIME
-        if self.long and self._is_silence(error):
+        if self.long and self.guard.meaning.is_silence(error):
             return NOTHING_SAID
         if self._is_stale(error) and self.guard.excuse():
             return STALE
         return said
 
     def _by_table(self, error: Exception) -> Judgement:
-        if isinstance(error, ServerFaultError):
-            return error.judgement
-        return (BODY if self.headed else self.guard.meaning.table).classify(error)
+        meaning = self.guard.meaning
+        if self.headed and not isinstance(error, ServerFaultError):
+            return BODY.classify(error)
+        if self.unix and not self.sent and meaning.marks.connect_timeout(error):
+            return QUEUE_FULL.judgement  # nothing else makes connecting to a unix socket take time
+        said = meaning.classify(error)
+        return said if meaning.is_own(error) else said._replace(cause=None)  # its type says more than the row
 
     def _is_upload(self, error: BaseException) -> bool:
-        return self.upload_error is not None and self.upload_error in chain(error)
-
-    def _is_silence(self, error: Exception) -> bool:
-        return (self.sent or self.headed) and self.guard.meaning.silence(error)
+        failed = self.upload_error  # what follows from it may hide it: urllib3 waits for an answer first
+        return failed is not None and (not self.headed or failed in chain(error))
 
     def _is_stale(self, error: Exception) -> bool:
         table = self.guard.meaning.table
         reused = self.wired and not self.fresh and not self.received
         return reused and table.row(error) is table[-1]
-
-
-class _Here:
-    __slots__ = ("_exchange", "_token")
-
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-
-    def __enter__(self) -> None:
-        self._token = _exchange.set(self._exchange)
-
-    def __exit__(self, *_: object) -> None:
-        _exchange.reset(self._token)

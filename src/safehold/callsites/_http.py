@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import math
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 from .._core.breaker import Cause, Outcome
 from .._runtime.classify import Judgement
+from .._runtime.dependency import Dependency
 from ._table import (
     NO_PERMISSION,
     NO_SOCKET_THERE,
@@ -92,14 +93,22 @@ def table(marks: Marks) -> Table:
                 down("proxy", "refused by its proxy"),
                 Sent.NO,
             ),
-            Row("no connection in time", marks.connect_timeout, down("timeout"), Sent.NO),
-            Row("no answer in time", marks.timeout, down("timeout")),
-            Row("closed or reset before the answer", lambda _: True, down("lost")),
+            Row("no connection in time", marks.connect_timeout, down("timeout", "timed out"), Sent.NO),
+            Row("no answer in time", marks.timeout, down("timeout", "timed out")),
+            Row(
+                "closed or reset before the answer", lambda _: True, down("lost", "closed before the answer")
+            ),
         )
     )
 
 
 OWN_POOL_FULL: Final = unanswered("overloaded", "the client's own pool is full")
+QUEUE_FULL: Final = Row(
+    "its accept queue is full (`EAGAIN`; `ENOTCONN` and `EINVAL` through asyncio)",
+    lambda error: has_errno(error, {errno.EAGAIN, errno.ENOTCONN, errno.EINVAL}),
+    down("overloaded", "its accept queue is full"),
+    Sent.NO,
+)
 SOCKET_ROWS: Final = (
     Row(
         "this process has no descriptor or memory left for a connection",
@@ -131,12 +140,7 @@ SOCKET_ROWS: Final = (
         misconfigured("the path is no such socket"),
         Sent.NO,
     ),
-    Row(
-        "its accept queue is full (`EAGAIN`; `ENOTCONN` and `EINVAL` through asyncio)",
-        lambda error: has_errno(error, {errno.EAGAIN, errno.ENOTCONN, errno.EINVAL}),
-        down("overloaded", "its accept queue is full"),
-        Sent.NO,
-    ),
+    QUEUE_FULL,
     Row(
         "its name is not resolved",
         lambda error: any(isinstance(link, socket.gaierror) for link in chain(error)),
@@ -184,6 +188,11 @@ CONNECTION_ROWS: Final = (
 """What a call site knows beside the exception, for people."""
 
 
+def rows() -> tuple[Row, ...]:
+    """Give all that can happen to an HTTP call, for people."""
+    return (*STATUS_ROWS, *CONNECTION_ROWS, *table(Marks(*[never] * 5)), *BODY)
+
+
 def judge_status(status: int, retry_after: str | None, wall: float) -> Judgement | None:
     """Say what an answer's status means; `None` for an answer like any other.
 
@@ -211,6 +220,18 @@ class ServerFaultError(Exception):
         self.judgement = judgement or down("server_fault", f"answered {status}")
 
 
+def judge_probe(dependency: Dependency, status: int, retry_after: str | None) -> None:
+    """Take an answer below 500 to a probe for a good one; raise `ServerFaultError` for others.
+
+    What asks to be left alone is left alone, whatever else it says.
+    """
+    judgement = judge_status(status, retry_after, dependency._engine.clock.wall())
+    if judgement is not None and judgement.pause:
+        dependency.report("ignored", cause=f"answered {status}", retry_after=judgement.pause)
+    if status >= 500:
+        raise ServerFaultError(status, judgement)
+
+
 def parse_retry_after(value: str | None, wall: float) -> float | None:
     """Read a Retry-After header (seconds, or an HTTP date) as seconds from `wall`; `None` for junk.
 
@@ -236,7 +257,7 @@ declared_long: Final = _declared_long.get
 
 
 @contextmanager
-def long_calls() -> Iterator[None]:
+def long_calls() -> Generator[None]:
     """Declare the calls that begin in this block long: they wait by nature, such as for the next event.
 
     The gate does not wait for their end, their silence is no failure, and no limits but the client's own

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, update_wrapper
 from typing import Any, Final, TypeVar, cast
 
 import redis
@@ -142,7 +142,14 @@ def _guarded_class(plain: Any) -> Any:
 
     The parent's methods are looked up at each call, so that tools that patch them go on working.
     """
-    return plainly(plain, _Guarded, {name: make(plain, name) for name, make in _overrides(plain).items()})
+    made = {name: make(plain, name) for name, make in _overrides(plain).items()}
+    return plainly(plain, _Guarded, {name: _like(function, plain, name) for name, function in made.items()})
+
+
+def _like(function: Any, plain: Any, name: str) -> Any:
+    """Give a method the name, signature and docstring of the one that it stands for."""
+    known = getattr(plain, name, None)
+    return function if known is None else update_wrapper(function, known)
 
 
 def _overrides(plain: Any) -> dict[str, Callable[[Any, str], Any]]:
