@@ -586,6 +586,26 @@ async def test_attempts_of_a_middleware_count_alike(
     assert counts(dependency) == (1, 1, False)
 
 
+async def test_who_asks_again_has_his_answer(
+    tmp_path: Path, make: Any, dependency: Dependency, clock: ManualClock
+) -> None:
+    """A middleware that keeps a 401 unread and sends the request anew is not in its own way, as a trial."""
+
+    async def authenticates(request: Any, handler: Any) -> Any:
+        response = await handler(request)
+        return response if response.status == 200 else (response, await handler(request))[1]
+
+    session = make(middlewares=[authenticates])
+    script: Any = lambda g: g.answer("401 Who" if len(g.server.heard) == 1 else "200 OK", body=b"x" * 300_000)  # noqa: E731
+    with serve(tmp_path, script):
+        dependency.trip()
+        clock.advance(COOLDOWN)
+        async with session.get("/") as response:
+            assert response.status == 200
+    assert dependency.breaker is BreakerState.CLOSED
+    assert counts(dependency)[1:] == (0, False)
+
+
 async def test_request_that_was_sent_once_is_unknown_whatever_follows(
     tmp_path: Path, make: Any, dependency: Dependency
 ) -> None:

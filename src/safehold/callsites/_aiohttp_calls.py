@@ -55,10 +55,10 @@ class _Exchange(Exchange):
     queue_full = False
 
     def given_up(self) -> Exception | None:
-        permit, judging = self._permit, self._judging
+        permit = self._permit
         failed = super().given_up()
-        if failed is not None and permit is not None and isinstance(permit._taken, Trial):
-            self._gave_up, self._judging = False, judging  # of a trial's one attempt nobody has counted any
+        if permit is not None and isinstance(permit._taken, Trial):
+            self._gave_up = False  # nobody has counted the attempt of a trial: it is the only one
         return failed
 
     def unasked(self) -> None:
@@ -127,7 +127,6 @@ class Sending:
             if isinstance(error, Exception):
                 self._failed = error
                 exchange.upload_error = _upload_error(error)
-                exchange.classify(error)  # as long as it is known what it has met
                 exchange.attempt_failed(error)
             raise
         self._took(1)
@@ -205,27 +204,21 @@ class Sending:
         self._queued = False
         self._exchange.connecting(unix=self._path is not None)
 
-    def connected(self, *, kept: bool) -> None:
-        """Take in that it has a connection, and what follows is the wait for the head of the answer."""
+    def connected(self) -> None:
+        """Take in that it has a connection, a new one or one that was kept."""
         self._took(0)
         self._queued, self._connected = False, True
-        if kept:
-            self._exchange.fresh = False
-        self._wait_for_head()
 
     def writing(self, size: int) -> None:
-        """Take in that a part of the request is written."""
+        """Take in that a part of the request is written; from here on it waits for the head of the answer."""
         exchange = self._exchange
         exchange.sent = True
         if size:
             self._chunks += 1
             exchange.took(WRITE, self._began, size)
             self._began = monotonic()
-        self._wait_for_head()
-
-    def _wait_for_head(self) -> None:
         if self._limit is not None:
-            allowed = self._exchange.allow(READ, self._patience.read)
+            allowed = exchange.allow(READ, self._patience.read)
             when = None if allowed is None else asyncio.get_running_loop().time() + allowed
             self._limit.reschedule(when)
 
@@ -287,8 +280,8 @@ def _trace_config() -> aiohttp.TraceConfig:
     traces = aiohttp.TraceConfig(cast("Any", lambda **_: _sending.get()))
     traces.on_connection_queued_start.append(_telling(lambda call, _: call.queued()))
     traces.on_connection_create_start.append(_telling(lambda call, _: call.connecting()))
-    traces.on_connection_create_end.append(_telling(lambda call, _: call.connected(kept=False)))
-    traces.on_connection_reuseconn.append(_telling(lambda call, _: call.connected(kept=True)))
+    traces.on_connection_create_end.append(_telling(lambda call, _: call.connected()))
+    traces.on_connection_reuseconn.append(_telling(lambda call, _: call.connected()))
     traces.on_request_headers_sent.append(_telling(lambda call, _: call.writing(0)))
     traces.on_request_chunk_sent.append(_telling(lambda call, params: call.writing(len(params.chunk))))
     traces.freeze()
