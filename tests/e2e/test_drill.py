@@ -146,7 +146,9 @@ def test_without_faults_both_act_alike(calm, name):
     """The unprotected service is no strawman: only faults make it destroy what lives."""
     assert calm[name]["sessions_lost"] == 0
     assert calm[name]["ended"] > 0
-    assert calm[name]["ended_removed"] >= calm[name]["ended"] - 1  # the last to end may still wait for its round
+    assert (
+        calm[name]["ended_removed"] >= calm[name]["ended"] - 1
+    )  # the last to end may still wait for its round
 
 
 def test_without_faults_nothing_is_blocked_in_the_end(calm):
