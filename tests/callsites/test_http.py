@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import socket
 import subprocess
 import sys
 import threading
@@ -267,6 +268,28 @@ def test_hidden_attempts_count_and_end_with_the_breaker(
     assert caught.value.outcome == "not_executed"
     report = prompt.status()
     assert (report.failures, report.breaker) == (2, BreakerState.OPEN)
+
+
+@pytest.mark.parametrize("nobody", ["path", "port"])
+def test_trial_fails_with_its_first_attempt(
+    drive: Drive, prompt: Dependency, clock: ManualClock, tmp_path: Path, nobody: str
+) -> None:
+    """A client that tries again by itself does not get to: the trial has failed, and a new cooldown begins."""
+    (tmp_path / "s").write_text("no socket")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    driver = drive(tmp_path / "s" if nobody == "path" else port, prompt, retries=2)
+    prompt.trip()
+    for failures in (1, 2):
+        clock.advance(COOLDOWN)
+        with pytest.raises(driver.error) as caught:
+            driver.call()
+        assert not isinstance(caught.value, driver.refusal)
+        report = prompt.status()
+        assert (report.breaker, report.failures) == (BreakerState.OPEN, failures)
+        assert report.retry_after == COOLDOWN
+        with pytest.raises(driver.refusal):
+            driver.call()
 
 
 def test_one_failure_that_passes_two_guards_counts_once(

@@ -17,7 +17,6 @@ from typing import Any, Final, NamedTuple, Self, cast
 import aiohttp
 from yarl import URL
 
-from .._core.breaker import Trial
 from .._runtime.classify import Judgement
 from .._runtime.dependency import Dependency
 from ._aiohttp_body import TOO_LATE, watch
@@ -53,13 +52,6 @@ class _Exchange(Exchange):
     """One that knows more of its connection than an error can say."""
 
     queue_full = False
-
-    def given_up(self) -> Exception | None:
-        permit = self._permit
-        failed = super().given_up()
-        if permit is not None and isinstance(permit._taken, Trial):
-            self._gave_up = False  # nobody has counted the attempt of a trial: it is the only one
-        return failed
 
     def unasked(self) -> None:
         """Report that nothing was asked at all."""

@@ -26,7 +26,7 @@ from .._core.breaker import Outcome
 from .._core.configuration import ConfigurationError, check_number
 from .._runtime.classify import Judgement, judge
 from .._runtime.dependency import Dependency
-from .._runtime.handling import mark, mark_attempt
+from .._runtime.handling import mark
 from .._runtime.permit import Permit, missed
 from ..errors import DependencyUnhealthy, Refused
 from ._http import (
@@ -179,10 +179,8 @@ class Exchange(Waits):
         self.method = method
         self.wired = wired
         self.upload_error: BaseException | None = None
-        self._attempt: Exception | None = (
-            None  # one that has failed, until it is known whether another follows
-        )
-        self._touched = self._follows = self._own_fault = self._gave_up = False
+        self._attempt: Exception | None = None  # one that has failed: another may follow
+        self._touched = self._follows = self._own_fault = False
         self._number = next(_numbers)  # written on what it has judged: to keep that would make a cycle
         self._judging: tuple[BaseException, Judgement] | None = None
         self._verdict: Judgement | None = None
@@ -207,17 +205,19 @@ class Exchange(Waits):
         self._attempt = error
 
     def given_up(self) -> Exception | None:
-        """Report the attempt before this one, if there was one; give it if it has opened the breaker."""
+        """Report the attempt before this one, if there was one; give it if it shall be the last.
+
+        It has opened the breaker, or it was a trial: what the client makes of it decides that one.
+        """
         failed, self._attempt = self._attempt, None
         if failed is None or self._permit is None:
             return None
         go_on = self._permit.attempt_failed(failed)
         self._judging = None
-        if go_on:
-            self.renew()
-            return None
-        self._gave_up = True
-        return failed
+        if not go_on:
+            return failed
+        self.renew()
+        return None
 
     def overdue(self) -> bool:
         """Whether the deadline is over, where the line would not find that out by itself."""
@@ -266,8 +266,6 @@ class Exchange(Waits):
             return
         vars(error)[_NUMBER] = self._number
         self._own_fault = self._is_upload(error)
-        if self._gave_up:
-            mark_attempt(error, self.guard.dependency._key)  # it stands for one that was counted
         if self._permit is not None:
             self._settle(error)
         elif self._follows and isinstance(error, Exception):
