@@ -888,27 +888,70 @@ def test_error_that_is_being_handled_has_no_say(
     assert dependency.status().cause == cause
 
 
+@contextlib.contextmanager
+def hung(where: Path | None) -> Iterator[Any]:
+    """A process that is stopped: the kernel goes on accepting connections for it."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) if where is None else socket.socket(socket.AF_UNIX) as listener
+    ):
+        if where is not None:
+            listener.bind(str(where))
+            listener.listen()
+        yield where or listener.getsockname()
+
+
 @pytest.mark.parametrize("over", ["unix", "tcp"])
-def test_default_probe_connects(
-    client: Any, side: Side, dependency: Dependency, watch: Watch, tmp_path: Path, over: str
+def test_connection_to_what_hangs_is_no_answer(
+    client: Any, health: Safehold, prompt: Dependency, clock: ManualClock, tmp_path: Path, over: str
 ) -> None:
-    """On a connection of its own, and closes it."""
-    with Daemon(tmp_path / "s" if over == "unix" else None, echo) as daemon:
-        client(daemon.where)
-        assert daemon.admitted.acquire(timeout=PATIENCE)
-        assert watch.probe(dependency) is HealthState.HEALTHY
-        assert daemon.admitted.acquire(timeout=PATIENCE)
+    """It resolves no miss and ends no outage, whoever makes it, also while probes run."""
+    health.destructive("act", requires=["prompt"])(lambda: None)
+
+    def hangs(made: Client) -> None:
+        with pytest.raises(TimeoutError):
+            made.ask(deadline=SOON)
+
+    with hung(tmp_path / "s" if over == "unix" else None) as where, health.running():
+        hangs(client(where, prompt))
+        first = health.check("act").reasons[0]
+        assert first.code == "unresolved_miss"
+        assert "nothing probes it" in first.text
+        again = client(where, prompt)
+        assert prompt.status().unresolved_miss
+        hangs(again)
+        assert prompt.breaker is BreakerState.OPEN
+        clock.advance(COOLDOWN)
+        trial = client(where, prompt)
+        assert prompt.breaker is BreakerState.HALF_OPEN
+        hangs(trial)
+        assert prompt.breaker is BreakerState.OPEN
+        assert not health.check("act")
 
 
-def test_default_probe_fails_where_nobody_listens(
-    side: Side, dependency: Dependency, watch: Watch, tmp_path: Path
+def test_probe_of_ones_own_finds_the_way_back(
+    side: Side, health: Safehold, clock: ManualClock, watch: Watch, tmp_path: Path
 ) -> None:
-    """A connection that could not be made is enough to know where to look."""
-    with pytest.raises(FileNotFoundError):
-        side.do(side.pick(connect, open_unix_connection), dependency, tmp_path / "none")
-    dependency.reset()
-    with pytest.raises(FileNotFoundError):
-        dependency._probe()  # type: ignore[misc]
+    """One that asks for something, over a guarded connection."""
+    path = tmp_path / "s"
+
+    def ask() -> bool:
+        with connect(daemon, path, timeout=PATIENCE) as sock, exchange(daemon, sock, deadline=PATIENCE):
+            sock.sendall(b"ping\n")
+            return sock.recv(100) == b"ping\n"
+
+    async def aask() -> bool:
+        streams = await open_unix_connection(daemon, path)
+        async with streams.exchange(deadline=PATIENCE) as (reader, writer):
+            writer.write(b"ping\n")
+            answer = await reader.readline()
+        writer.close()
+        return answer == b"ping\n"
+
+    daemon = health.dependency("own", policy=POLICY, probe=side.pick(ask, aask))
+    with Daemon(path, echo), health.running():
+        daemon.trip()
+        clock.advance(COOLDOWN)
+        watch.until_closed(daemon)
 
 
 # --- what asyncio makes ---------------------------------------------------------------------------------------

@@ -83,6 +83,8 @@ class Line:
 
     def __init__(self, dependency: Dependency) -> None:
         check_dependency(dependency)
+        if dependency._classify is None:
+            dependency.provide(classify=TABLE.classify)
         self.dependency = dependency
         self.trial: Permit | None = None  # it has let this connect, and is to be decided
         self.talk: Talk | None = None  # the exchange that is going on

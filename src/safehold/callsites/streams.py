@@ -19,6 +19,7 @@ something is an answer. The end of the stream is a failure only if something was
 
 *What a connection proves.* The kernel connects on behalf of a listener that hangs. So connecting counts when
 it fails, and says nothing when it does not; a trial that is used to connect is decided by what comes next.
+For the same reason there is no default probe: what would only connect would take silence for an answer.
 
 *Reuse.* A kept connection may be closed while nobody looks, and then fails its next exchange. That is
 excused, once in a row.
@@ -41,7 +42,6 @@ from weakref import WeakKeyDictionary
 from .._core.configuration import ConfigurationError, check_number
 from .._runtime.dependency import Dependency
 from ._conversation import TABLE, Line, StreamUnhealthy, Talk
-from ._http import PROBE_TIMEOUT
 from ._outcome import check_dependency
 
 __all__ = [
@@ -94,14 +94,14 @@ async def open_connection(
 ) -> Streams:
     """Connect as `asyncio.open_connection` does, guarded. `deadline`: seconds to connect in.
 
-    A refused connection raises `StreamUnhealthy`. The dependency gets a default probe (a connection of its
-    own, and no more: declare one that asks for something), unless it has one.
+    A refused connection raises `StreamUnhealthy`. The dependency gets no default probe, for only its user
+    knows what to ask it.
     """
 
     def connecting(loop: asyncio.AbstractEventLoop, protocol: Any) -> Any:
         return loop.create_connection(protocol, cast("Any", host), cast("Any", port), **options)
 
-    return await _open(dependency, None if host is None else (host, port), connecting, deadline, limit)
+    return await _open(dependency, connecting, deadline, limit)
 
 
 async def open_unix_connection(
@@ -117,16 +117,15 @@ async def open_unix_connection(
     def connecting(loop: asyncio.AbstractEventLoop, protocol: Any) -> Any:
         return loop.create_unix_connection(protocol, cast("Any", path), **options)
 
-    return await _open(dependency, path, connecting, deadline, limit)
+    return await _open(dependency, connecting, deadline, limit)
 
 
 async def _open(
-    dependency: Dependency, address: Any, connecting: Callable[..., Any], deadline: float | None, limit: int
+    dependency: Dependency, connecting: Callable[..., Any], deadline: float | None, limit: int
 ) -> Streams:
     line = Line(dependency)
     if deadline is not None:
         check_number("deadline", deadline, above=0)
-    _provide(dependency, address)
     loop = asyncio.get_running_loop()
     reader = _Reader(limit=limit, loop=loop)
     protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
@@ -210,12 +209,10 @@ def connect(
     """Connect a plain socket, guarded: to `(host, port)` as `socket.create_connection` does, or to a path.
 
     `timeout` (seconds, `None` for none) becomes the socket's. A refused connection raises `StreamUnhealthy`.
-    The dependency gets a default probe as with `open_connection`.
     """
     line = Line(dependency)
     if timeout is not None:
         check_number("timeout", timeout, above=0)
-    _provide(dependency, address)
     with line.connecting():
         sock = _connected(address, timeout, source_address)
     _lines[sock] = line
@@ -236,7 +233,6 @@ def exchange(dependency: Dependency, sock: S, *, deadline: float | None, long: b
     line = _lines.get(sock)
     if line is None:
         line = _lines[sock] = Line(dependency)
-        _provide(dependency, None)
     if line.dependency is not dependency:
         msg = f"this socket is guarded as {line.dependency.name!r} already, not as {dependency.name!r}"
         raise ConfigurationError(msg)
@@ -327,10 +323,3 @@ def _took(talk: Talk, size: int, *, wanted: bool) -> None:
         talk.heard()
     elif wanted:
         talk.met_end()
-
-
-def _provide(dependency: Dependency, address: Any) -> None:
-    """Give the dependency what it has not been given: the table, and a probe that connects."""
-    if dependency._classify is None or (dependency._probe is None and address is not None):
-        probe = None if address is None else lambda: _connected(address, PROBE_TIMEOUT).close()
-        dependency.provide(probe=probe, classify=TABLE.classify)
