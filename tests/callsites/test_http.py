@@ -22,8 +22,10 @@ from safehold import (
     ConfigurationError,
     Dependency,
     HealthState,
+    Outcome,
     Safehold,
 )
+from safehold._runtime.classify import Judgement
 from safehold.callsites import _http
 from safehold.callsites import requests as on_requests
 from safehold.callsites._exchange import Exchange, Meaning
@@ -742,6 +744,66 @@ def test_probe_that_is_asked_to_wait_waits(
         with pytest.raises(driver.refusal):
             driver.call()
         assert len(server.heard) == 1
+
+
+@pytest.mark.parametrize("status", ["503 No", "429 Too Many Requests"])
+@pytest.mark.parametrize("says", [None, True, Judgement(Outcome.FAILURE, missed=True, pause=30.0)])
+def test_probe_that_is_asked_to_wait_is_no_failure_whatever_was_declared(
+    drive: Drive, health: Safehold, watch: Watch, tmp_path: Path, status: str, says: Any
+) -> None:
+    """A declared classifier speaks of calls; its probe is the call site's own."""
+    dependency = health.dependency("own", critical=True, policy=PROMPT, classify=lambda error: says)
+    with Scripted(tmp_path / "s", lambda guest: guest.answer(status, Retry_After="30")) as server:
+        drive(server.where, dependency)
+        assert watch.probe(dependency) is HealthState.DEGRADED
+    report = dependency.status()
+    assert (report.failures, report.paused) == (0, pytest.approx(30))
+
+
+def no_answer_in_time(guest: Guest) -> None:
+    guest.hang()
+
+
+def half_a_head(guest: Guest) -> bool:
+    guest.say(b"HTTP/1.1 200 OK\r\nContent-Le")
+    return False
+
+
+def no_http(guest: Guest) -> bool:
+    guest.say(b"220 mail.example.org ESMTP\r\n\r\n")
+    return False
+
+
+@pytest.mark.parametrize(
+    ("script", "failures"),
+    [
+        (no_answer_in_time, 1),
+        (half_a_head, 1),
+        (no_http, 1),
+        (lambda _: False, 1),
+        (lambda guest: guest.answer("500 Oh"), 1),
+        (lambda guest: guest.answer("503 No"), 1),
+        (lambda guest: guest.answer("429 Too Many Requests"), 0),
+    ],
+    ids=["silence", "half a head", "not HTTP", "closed", "500", "503", "429"],
+)
+def test_probe_takes_only_an_answer_for_one(
+    drive: Drive,
+    dependency: Dependency,
+    watch: Watch,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    script: Any,
+    failures: int,
+) -> None:
+    """Neither a connection nor half an answer resolves a miss, nor one that asks to be left alone."""
+    for module in ("_httpx_like", "requests", "_aiohttp_calls"):
+        monkeypatch.setattr(f"safehold.callsites.{module}.PROBE_TIMEOUT", 0.1)
+    with Scripted(tmp_path / "s", script) as server:
+        drive(server.where)
+        assert watch.probe(dependency) is HealthState.DEGRADED
+    report = dependency.status()
+    assert (report.failures, report.successes, report.unresolved_miss) == (failures, 0, True)
 
 
 def test_probe_is_not_held_by_a_drip(

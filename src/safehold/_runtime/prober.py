@@ -44,6 +44,12 @@ class ProbeAnswer(NamedTuple):
     facets: tuple[str, ...] = ()
 
 
+class JudgedError(Exception):
+    """What knows by itself what it means: where a probe raises it, no classifier of calls is asked."""
+
+    judgement: Judgement
+
+
 class ProbeFailedError(Exception):
     """A probe returned `False`, hung, or could not be started."""
 
@@ -127,9 +133,9 @@ def _every_error(dependency: Dependency, error: Exception) -> Judgement:
 
     That is trouble of a facet only, and of this very process, such as no descriptor to probe with.
     """
-    said = judge(error, dependency._classify)
+    said = error.judgement if isinstance(error, JudgedError) else judge(error, dependency._classify)
     undecided = said.outcome is Outcome.IGNORED and said.missed
-    return said if said.facets or undecided else Judgement(Outcome.FAILURE, missed=True, cause=said.cause)
+    return said if said.facets or undecided else said._replace(outcome=Outcome.FAILURE, missed=True)
 
 
 def _judge_answer(answer: object) -> None:

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 from .._core.breaker import Cause, Outcome
 from .._runtime.classify import Judgement
 from .._runtime.dependency import Dependency
+from .._runtime.prober import JudgedError
 from ._table import (
     NO_PERMISSION,
     NO_SOCKET_THERE,
@@ -208,7 +209,7 @@ FAULTS: Final = frozenset({500, 502, 503, 504})
 """Answers that say the server cannot serve; the response reaches the caller all the same."""
 
 
-class ServerFaultError(Exception):
+class ServerFaultError(JudgedError):
     """The server answered that it cannot serve, or not now. Seen by the breaker and by classifiers only.
 
     `status` is the answer's, `judgement` what it means, where nobody has declared otherwise.
@@ -221,14 +222,9 @@ class ServerFaultError(Exception):
 
 
 def judge_probe(dependency: Dependency, status: int, retry_after: str | None) -> None:
-    """Take an answer below 500 to a probe for a good one; raise `ServerFaultError` for others.
-
-    What asks to be left alone is left alone, whatever else it says.
-    """
+    """Raise `ServerFaultError` for an answer that is none: from 500, or one that asks to be left alone."""
     judgement = judge_status(status, retry_after, dependency._engine.clock.wall())
-    if judgement is not None and judgement.pause:
-        dependency.report("ignored", cause=f"answered {status}", retry_after=judgement.pause)
-    if status >= 500:
+    if judgement is not None or status >= 500:
         raise ServerFaultError(status, judgement)
 
 

@@ -129,7 +129,7 @@ def guard_session(
 
     A refused call raises `AiohttpUnhealthy`, before any of the session's middlewares. The dependency gets a
     default probe (a `GET` of `probe_path` on a connection of its own, half a second for each step; any answer
-    below 500 is one), unless it has one.
+    below 500 but 429 is one), unless it has one.
 
     `base_url`: where the dependency is, for the probe. `None`: the session's own, or where its unix socket or
     else the first request goes; there is no probe before that.

@@ -116,7 +116,7 @@ def guard_client(
 
     A refused request raises `HttpxUnhealthy`. The dependency gets a default probe (a `GET` of `probe_path`
     through the same transport, on a connection of its own, half a second for each step; any answer below
-    500 is one), unless it has one.
+    500 but 429 is one), unless it has one.
 
     `deadline`: seconds for a whole call, redirects and body included. `None`: the head of an answer has to
     come whole within one read time-out, an upload and a body may take as long as they make progress, and

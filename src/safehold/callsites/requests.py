@@ -144,7 +144,7 @@ def guard_session(
 
     A refused request raises `RequestsUnhealthy`. The dependency gets a default probe (a `GET` of
     `probe_path` through an adapter like the session's, on a connection of its own, half a second for each
-    step; any answer below 500 is one), unless it has one.
+    step; any answer below 500 but 429 is one), unless it has one.
 
     `base_url`: where the dependency is, for the probe: `"http+unix://%2Frun%2Fapi.sock"`. `None`: where the
     first request goes; there is no probe before that.
@@ -448,9 +448,12 @@ def _probe(session: Any, url: str, dependency: Dependency) -> Callable[[], None]
         adapter = session.get_adapter(url)
         twin = _twin(adapter)
         adopt(twin)
+        waits = Waits(Span())
         try:
-            with Waits(Span()).here():
+            with waits.here():
                 response = twin.send(request, timeout=(PROBE_TIMEOUT, PROBE_TIMEOUT), **settings)
+            if waits.ended:
+                raise _half_a_head(request, response)
             try:
                 judge_probe(dependency, response.status_code, response.headers.get("retry-after"))
             finally:
