@@ -116,7 +116,8 @@ class Scripted:
         self.closing.set()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        for guest in list(self._guests):
+        self._threads[0].join(PATIENCE)  # nobody is admitted any more
+        for guest in self._guests:
             with contextlib.suppress(OSError):
                 guest.line.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
