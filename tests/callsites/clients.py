@@ -10,9 +10,11 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextvars import copy_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+import aiohttp
 import httpx
 import httpx2
 import requests
@@ -21,6 +23,7 @@ from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
 from safehold import Dependency
+from safehold.callsites import aiohttp as on_aiohttp
 from safehold.callsites import httpx as on_httpx
 from safehold.callsites import httpx2 as on_httpx2
 from safehold.callsites import requests as on_requests
@@ -41,6 +44,7 @@ class Driver:
     error: type[Exception]
     refusal: type[Exception]
     base: str
+    sees_half_a_head = True  # as opposed to none at all
     in_cycles = True  # whether what the client makes of a call is left to the garbage collector
 
     def __init__(self, where: Path | int, dependency: Dependency, *, timeout: Any, pool: int | None) -> None:
@@ -258,10 +262,107 @@ class RequestsDriver(Driver):
         self.client.close()
 
 
+class AiohttpDriver(Driver):
+    sees_half_a_head = False
+    module = on_aiohttp
+    error = aiohttp.ClientError
+    refusal = on_aiohttp.AiohttpUnhealthy
+
+    def __init__(
+        self,
+        where: Path | int,
+        dependency: Dependency,
+        *,
+        timeout: Any = TIMEOUT,
+        pool: int | None = None,
+        retries: int = 0,
+        proxy: str | None = None,
+        **guard: Any,
+    ) -> None:
+        self.runner = asyncio.Runner()
+        self.base = f"http://127.0.0.1:{where}" if isinstance(where, int) else "http://api"
+        self.hook: Callable[[Any], Any] | None = None
+        limits = aiohttp.ClientTimeout(connect=0.1 if pool else None, sock_connect=timeout, sock_read=timeout)
+
+        async def middleware(request: Any, handler: Any) -> Any:
+            for left in reversed(range(retries + 1)):
+                try:
+                    response = await handler(request)
+                    break
+                except aiohttp.ClientConnectionError:
+                    if not left:
+                        raise
+            if self.hook is not None:
+                seen = {"status_code": response.status, "raise_for_status": response.raise_for_status}
+                self.hook(SimpleNamespace(**seen))
+            return response
+
+        async def make() -> aiohttp.ClientSession:
+            connector = (
+                aiohttp.TCPConnector(limit=pool or 100)
+                if isinstance(where, int)
+                else aiohttp.UnixConnector(str(where), limit=pool or 100)
+            )
+            session = aiohttp.ClientSession(
+                self.base,
+                connector=connector,
+                timeout=limits,
+                proxy=proxy,
+                middlewares=[middleware],
+                read_bufsize=4096,  # what is read is not all of it
+            )
+            session._retry_connection = False  # its silent retry has tests of its own
+            return on_aiohttp.guard_session(session, dependency, **guard)
+
+        self.client = self.do(make())
+
+    def do(self, awaitable: Any) -> Any:
+        async def done() -> Any:
+            return await awaitable
+
+        return self.runner.run(done(), context=copy_context())
+
+    def call(self, path: str = "/", *, method: str = "GET", body: Any = None, **options: Any) -> Answer:
+        if hasattr(body, "__next__"):
+            body = _async(body)
+
+        async def called() -> Answer:
+            async with self.client.request(method, path, data=body, **options) as response:
+                return Answer(response.status, await response.read())
+
+        return self.do(called())
+
+    def stream(self, path: str = "/") -> Iterator[bytes]:
+        response = self.open(path)
+        try:
+            while part := self.do(response.content.read(4096)):
+                yield part
+        finally:
+            response.close()
+            self.do(asyncio.sleep(0))  # the loop closes the connection
+
+    def open(self, path: str = "/") -> Any:
+        return self.do(self.client.get(path))
+
+    def hooked(self, hook: Callable[[Any], Any]) -> None:
+        self.hook = hook
+
+    def again(self, dependency: Dependency, **guard: Any) -> Any:
+        return on_aiohttp.guard_session(self.client, dependency, **guard)
+
+    def unguard(self) -> None:
+        assert on_aiohttp.unguard_session(self.client) is self.client
+
+    def close(self) -> None:
+        self.do(self.client.close())
+        self.runner.close()
+
+
 DRIVERS: dict[str, Callable[..., Driver]] = {
     "httpx": HttpxDriver,
     "httpx async": AsyncHttpxDriver,
     "httpx2": Httpx2Driver,
     "httpx2 async": AsyncHttpx2Driver,
     "requests": RequestsDriver,
+    "aiohttp": AiohttpDriver,
 }

@@ -8,16 +8,13 @@ import contextlib
 import copy
 import gc
 import hashlib
-import inspect
 import pickle
 import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextvars import copy_context
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -33,7 +30,6 @@ from safehold import (
     Outcome,
     Safehold,
 )
-from safehold.callsites import aiohttp as on_aiohttp
 from safehold.callsites.aiohttp import (
     TABLE,
     AiohttpUnhealthy,
@@ -44,144 +40,14 @@ from safehold.callsites.aiohttp import (
 )
 from safehold.testing.clock import ManualClock
 
-from . import test_http, test_taxonomy_http
-from .clients import TIMEOUT, Answer, Driver
 from .scripts import Guest, Scripted
 from .support import COOLDOWN, PATIENCE, Watch
 from .test_http import NEVER, PROMPT, look, nothing_for_others, prompt  # noqa: F401 - fixtures
-
-# What holds for one HTTP client holds for this one. Two are left out: aiohttp says nothing of redirects in the
-# text of its error, and nothing at all of a head that has come in part.
-_OTHERWISE = {
-    "test_endless_redirects_are_a_miss_and_no_failure",
-    "test_kept_connection_that_breaks_in_the_answer_is_not_excused",
-}
-for _module in (test_taxonomy_http, test_http):
-    for _name, _test in vars(_module).items():
-        if (
-            _name.startswith("test_")
-            and _name not in _OTHERWISE
-            and "drive" in inspect.signature(_test).parameters
-        ):
-            globals()[_name] = _test
-
-
-class AiohttpDriver(Driver):
-    module = on_aiohttp
-    error = aiohttp.ClientError
-    refusal = on_aiohttp.AiohttpUnhealthy
-
-    def __init__(
-        self,
-        where: Path | int,
-        dependency: Dependency,
-        *,
-        timeout: Any = TIMEOUT,
-        pool: int | None = None,
-        retries: int = 0,
-        proxy: str | None = None,
-        **guard: Any,
-    ) -> None:
-        self.runner = asyncio.Runner()
-        self.base = f"http://127.0.0.1:{where}" if isinstance(where, int) else "http://api"
-        self.hook: Callable[[Any], Any] | None = None
-        limits = aiohttp.ClientTimeout(connect=0.1 if pool else None, sock_connect=timeout, sock_read=timeout)
-
-        async def middleware(request: Any, handler: Any) -> Any:
-            for left in reversed(range(retries + 1)):
-                try:
-                    response = await handler(request)
-                    break
-                except aiohttp.ClientConnectionError:
-                    if not left:
-                        raise
-            if self.hook is not None:
-                self.hook(
-                    SimpleNamespace(status_code=response.status, raise_for_status=response.raise_for_status)
-                )
-            return response
-
-        async def make() -> aiohttp.ClientSession:
-            connector = (
-                aiohttp.TCPConnector(limit=pool or 100)
-                if isinstance(where, int)
-                else aiohttp.UnixConnector(str(where), limit=pool or 100)
-            )
-            session = aiohttp.ClientSession(
-                self.base,
-                connector=connector,
-                timeout=limits,
-                proxy=proxy,
-                middlewares=[middleware],
-                read_bufsize=4096,  # what is read is not all of it
-            )
-            session._retry_connection = False  # its silent retry has tests of its own
-            return on_aiohttp.guard_session(session, dependency, **guard)
-
-        self.client = self.do(make())
-
-    def do(self, awaitable: Any) -> Any:
-        async def done() -> Any:
-            return await awaitable
-
-        return self.runner.run(done(), context=copy_context())
-
-    def call(self, path: str = "/", *, method: str = "GET", body: Any = None, **options: Any) -> Answer:
-        if hasattr(body, "__next__"):
-            body = _async(body)
-
-        async def called() -> Answer:
-            async with self.client.request(method, path, data=body, **options) as response:
-                return Answer(response.status, await response.read())
-
-        return self.do(called())
-
-    def stream(self, path: str = "/") -> Iterator[bytes]:
-        response = self.open(path)
-        try:
-            while part := self.do(response.content.read(4096)):
-                yield part
-        finally:
-            response.close()
-            self.do(asyncio.sleep(0))  # the loop closes the connection
-
-    def open(self, path: str = "/") -> Any:
-        return self.do(self.client.get(path))
-
-    def hooked(self, hook: Callable[[Any], Any]) -> None:
-        self.hook = hook
-
-    def again(self, dependency: Dependency, **guard: Any) -> Any:
-        return on_aiohttp.guard_session(self.client, dependency, **guard)
-
-    def unguard(self) -> None:
-        assert on_aiohttp.unguard_session(self.client) is self.client
-
-    def close(self) -> None:
-        self.do(self.client.close())
-        self.runner.close()
-
-
-async def _async(parts: Iterator[bytes]) -> Any:
-    for part in parts:
-        yield part
 
 
 @pytest.fixture
 def dependency(health: Safehold) -> Dependency:
     return health.dependency("api", critical=True, policy=NEVER)
-
-
-@pytest.fixture
-def drive(dependency: Dependency) -> Iterator[Callable[..., Driver]]:
-    with contextlib.ExitStack() as stack:
-
-        def drive(where: Path | int, of: Dependency = dependency, **options: Any) -> Driver:
-            driver = AiohttpDriver(where, of, **options)
-            stack.callback(driver.close)
-            return driver
-
-        yield drive
 
 
 # --- the session that it was --------------------------------------------------------------------------
@@ -392,16 +258,6 @@ with ApiServer({"GET /": lambda _: (200, {})}) as api:
         check=False,
     )
     assert (done.stdout, done.stderr, done.returncode) == ("{}\n", "", 0)
-
-
-def test_missing_package_is_named_with_its_extra() -> None:
-    """Whoever has not installed aiohttp is told how to."""
-    code = "import sys; sys.modules['aiohttp'] = None; import safehold.callsites.aiohttp"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 1
-    assert 'needs aiohttp: pip install "safehold[aiohttp]"' in done.stderr
 
 
 # --- refusals -----------------------------------------------------------------------------------------
@@ -675,18 +531,6 @@ async def test_middleware_that_reads_the_body_has_its_failures_judged(
             await session.get("/")
     assert caught.value.outcome == "executed"  # type: ignore[attr-defined]
     assert counts(dependency) == (0, 1, True)
-
-
-async def test_endless_redirects_are_a_miss_and_no_failure(
-    tmp_path: Path, make: Any, dependency: Dependency
-) -> None:
-    """The server answers each time, but the call never gets an answer."""
-    session = make()
-    with serve(tmp_path, lambda guest: guest.answer("302 Found", Location="/again")):
-        with pytest.raises(aiohttp.TooManyRedirects) as caught:
-            await session.get("/")
-    assert caught.value.outcome == "executed"  # type: ignore[attr-defined]
-    assert (dependency.status().failures, dependency.status().unresolved_miss) == (0, True)
 
 
 @pytest.mark.parametrize(("status", "failures"), [("404 No", 0), ("503 No", 1), ("429 No", 0)])

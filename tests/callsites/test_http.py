@@ -176,6 +176,8 @@ def test_kept_connection_that_breaks_in_the_answer_is_not_excused(
 
     with Scripted(None, script) as server:
         driver = drive(server.where)
+        if not driver.sees_half_a_head:
+            pytest.skip("it cannot be told from no answer at all")
         driver.call()
         with pytest.raises(driver.error):
             driver.call()
@@ -225,9 +227,10 @@ def test_endless_redirects_are_a_miss_and_no_failure(
     with Scripted(None, lambda guest: guest.answer("302 Found", Location="/again")) as server:
         driver = drive(server.where)
         with health.scope("work") as scope:
-            with pytest.raises(driver.error, match="edirects") as caught:
+            with pytest.raises(driver.error) as caught:
                 driver.call()
             assert scope.tainted
+    assert type(caught.value).__name__ == "TooManyRedirects"
     report = dependency.status()
     assert report.failures == 0
     assert report.unresolved_miss
@@ -680,7 +683,7 @@ def test_declared_classifier_goes_first(drive: Drive, health: Safehold, tmp_path
         assert dependency.status().paused == pytest.approx(7)
 
 
-@pytest.mark.parametrize("module", ["httpx", "httpx2", "requests"])
+@pytest.mark.parametrize("module", ["aiohttp", "httpx", "httpx2", "requests"])
 def test_missing_package_is_named_with_its_extra(module: str) -> None:
     """Whoever has not installed the client is told how to."""
     code = f"import sys; sys.modules[{module!r}] = None; import safehold.callsites.{module}"

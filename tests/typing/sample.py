@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from datetime import datetime
 from typing import Any, Generic, TypeVar, assert_type, overload
 
+import aiohttp
 import httpx
 import httpx2
 import redis
@@ -43,6 +44,7 @@ from safehold import (
     combine,
     health,
 )
+from safehold.callsites import aiohttp as guarded_aiohttp
 from safehold.callsites import httpx as guarded_httpx
 from safehold.callsites import httpx2 as guarded_httpx2
 from safehold.callsites import redis as guarded_redis
@@ -342,6 +344,8 @@ async def use_clients(cluster: redis.RedisCluster, acluster: redis.asyncio.Redis
     assert_type(guarded_httpx2.unguard_client(httpx2.AsyncClient()), httpx2.AsyncClient)
     assert_type(guarded_requests.guard_session(OwnSession(), dependency, base_url="http://api"), OwnSession)
     assert_type(guarded_requests.unguard_session(requests.Session()), requests.Session)
+    assert_type(guarded_aiohttp.guard_session(aiohttp.ClientSession(), dependency), aiohttp.ClientSession)
+    assert_type(guarded_aiohttp.unguard_session(aiohttp.ClientSession()), aiohttp.ClientSession)
     assert_type(guarded_redis.guard_client(cluster, dependency), redis.RedisCluster)
     assert_type(guarded_redis.guard_client(acluster, dependency), redis.asyncio.RedisCluster)
     assert_type(guarded_redis.unguard_client(OwnRedis()), OwnRedis)
@@ -351,6 +355,7 @@ async def use_clients(cluster: redis.RedisCluster, acluster: redis.asyncio.Redis
     guarded_httpx.guard_client(redis.Redis(), dependency)  # type: ignore[type-var]  # another one's client
     guarded_httpx2.guard_client(httpx.Client(), dependency)  # type: ignore[type-var]  # another one's client
     guarded_requests.guard_session(httpx2.Client(), dependency)  # type: ignore[type-var]  # no session
+    guarded_aiohttp.guard_session(requests.Session(), dependency)  # type: ignore[type-var]  # another one's session
     try:
         pass
     except guarded_redis.RedisUnhealthy as refused:
@@ -359,6 +364,9 @@ async def use_clients(cluster: redis.RedisCluster, acluster: redis.asyncio.Redis
     except guarded_httpx.HttpxUnhealthy as refused_too:
         pair: tuple[httpx.TransportError, DependencyUnhealthy] = (refused_too, refused_too)
         del pair
+    except guarded_aiohttp.AiohttpUnhealthy as refused_as_well:
+        twin: tuple[aiohttp.ClientConnectionError, DependencyUnhealthy] = (refused_as_well, refused_as_well)
+        del twin
 
 
 # --- what cannot work is told -------------------------------------------------------------------------
