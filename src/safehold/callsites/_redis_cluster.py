@@ -33,6 +33,7 @@ from .._core.health import HealthState
 from .._runtime.classify import UNANSWERED, Judgement, judge
 from .._runtime.describe import cause_of
 from ._redis_calls import Call, ClientGuard
+from ._redis_parent import parents
 from ._redis_retry import Tried, call_sites, may_have_been_sent, tried_here
 from ._redis_table import word
 
@@ -65,12 +66,12 @@ def _command(plain: Any, name: str) -> Any:
     def execute_command(self: Any, *args: Any, **options: Any) -> Any:
         guard = self._safehold
         if guard is None:
-            return getattr(plain, name)(self, *args, **options)
+            return parents(plain, name, self)(*args, **options)
         guard.look_at(args)
         tried = ClusterCall(guard, self, (args,))  # found on the stack, too
         with tried:
             try:
-                return getattr(plain, name)(self, *args, **options)
+                return parents(plain, name, self)(*args, **options)
             except Stopped as stopped:
                 error = stopped.error
             raise error
@@ -83,12 +84,12 @@ def _acommand(plain: Any, name: str) -> Any:
     async def execute_command(self: Any, *args: Any, **options: Any) -> Any:
         guard = self._safehold
         if guard is None:
-            return await getattr(plain, name)(self, *args, **options)
+            return await parents(plain, name, self)(*args, **options)
         guard.look_at(args)
         tried = ClusterCall(guard, self, (args,))  # found on the stack, too
         with tried:
             try:
-                return await getattr(plain, name)(self, *args, **options)
+                return await parents(plain, name, self)(*args, **options)
             except Stopped as stopped:
                 error = stopped.error
             raise error
@@ -108,10 +109,10 @@ def _on_node(plain: Any, name: str) -> Any:
     def _execute_command(self: Any, target_node: Any, *args: Any, **options: Any) -> Any:
         guard = self._safehold
         if guard is None:
-            return getattr(plain, name)(self, target_node, *args, **options)
+            return parents(plain, name, self)(target_node, *args, **options)
         visit = Visit(guard, self, target_node, tried_here(sys._getframe(1)))
         with visit:
-            return getattr(plain, name)(self, target_node, *args, **options)
+            return parents(plain, name, self)(target_node, *args, **options)
 
     return _execute_command
 
@@ -120,10 +121,10 @@ def _aon_node(plain: Any, name: str) -> Any:
     async def _execute_command(self: Any, target_node: Any, *args: Any, **options: Any) -> Any:
         guard = self._safehold
         if guard is None:
-            return await getattr(plain, name)(self, target_node, *args, **options)
+            return await parents(plain, name, self)(target_node, *args, **options)
         visit = Visit(guard, self, target_node, tried_here(sys._getframe(1)))
         with visit:
-            return await getattr(plain, name)(self, target_node, *args, **options)
+            return await parents(plain, name, self)(target_node, *args, **options)
 
     return _execute_command
 
@@ -223,12 +224,12 @@ def _batch(plain: Any, name: str) -> Any:
     def execute(self: Any, *args: Any, **options: Any) -> Any:
         guard, commands = self._safehold, _queued(self)
         if guard is None or not commands:
-            return getattr(plain, name)(self, *args, **options)
+            return parents(plain, name, self)(*args, **options)
         for words in commands:
             guard.look_at(words)
         tried = ClusterCall(guard, self, commands)
         with tried, _without_loop(self, once=tried.once):
-            results = getattr(plain, name)(self, *args, **options)
+            results = parents(plain, name, self)(*args, **options)
             if not (args[0] if args else options.get("raise_on_error", True)):
                 tried.answered(results)
             return results
@@ -240,12 +241,12 @@ def _abatch(plain: Any, name: str) -> Any:
     async def execute(self: Any, *args: Any, **options: Any) -> Any:
         guard, commands = self._safehold, _queued(self)
         if guard is None or not commands:
-            return await getattr(plain, name)(self, *args, **options)
+            return await parents(plain, name, self)(*args, **options)
         for words in commands:
             guard.look_at(words)
         tried = ClusterCall(guard, self, commands)
         with tried, _without_aloop(self, once=tried.once):
-            results = await getattr(plain, name)(self, *args, **options)
+            results = await parents(plain, name, self)(*args, **options)
             if not (args[0] if args else options.get("raise_on_error", True)):
                 tried.answered(results)
             return results
@@ -284,7 +285,7 @@ def _one_of_batch(plain: Any, name: str) -> Any:
             error = _result_before(sys._getframe(1))
             if isinstance(error, _LOST) and may_have_been_sent(error):
                 raise error
-        return getattr(plain, name)(self, *args, **options)
+        return parents(plain, name, self)(*args, **options)
 
     return _internal_execute_command
 

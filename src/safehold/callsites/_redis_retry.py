@@ -23,6 +23,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ._plainly import plainly
+from ._redis_parent import parents
 
 __all__ = ["Tried", "call_sites", "may_have_been_sent", "pools_of", "tried_here", "watch_retries"]
 
@@ -90,7 +91,7 @@ def _watched_class(plain: Any) -> Any:
         tried = tried_here(sys._getframe(1))
         if tried is not None and isinstance(error, Exception) and not tried.again(error):
             raise error
-        return float(plain.compute(self, failures))
+        return float(parents(plain, "compute", self)(failures))
 
     return plainly(plain, _Watched, {"compute": compute})
 

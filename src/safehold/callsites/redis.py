@@ -12,7 +12,6 @@ one count. Everything else takes the slower way, through a permit.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from functools import cache, update_wrapper
 from typing import Any, Final, TypeVar, cast
@@ -35,6 +34,7 @@ from ._redis_calls import Call, ClientGuard, Destructive, Keys, Listening
 from ._redis_cluster import CLUSTERS
 from ._redis_cluster import overrides as cluster_overrides
 from ._redis_drip import bound_answers
+from ._redis_parent import AEXECUTES, ENTERS, EXECUTES, of_redis_py, parents
 from ._redis_probe import probe_for
 from ._redis_retry import call_sites, pools_of, watch_retries
 from ._redis_table import TABLE
@@ -183,19 +183,7 @@ def _births(plain: Any) -> dict[str, Callable[[Any, str], Any]]:
 
 # --- commands -----------------------------------------------------------------------------------------
 # The shorter way takes itself from `args`: passing them on as they came is a third of what it costs. And
-# where nobody has patched `Redis.execute_command`, which does nothing but call `_execute_command`, it saves
-# that step; what a tracing package puts there is called.
-
-
-def _own(function: Any) -> Any:
-    """Give redis-py's own function; `None` for one that was put in its place, or that does more by itself."""
-    code = getattr(function, "__code__", None)
-    if code is None or code.co_filename != inspect.getfile(PubSub):
-        return None
-    return function if code.co_names == ("_execute_command",) else None
-
-
-_genuine: Final = _own(redis.Redis.execute_command)
+# where nobody has patched what it would call, it calls at once what that leads to.
 
 
 def _command(plain: Any, name: str) -> Any:
@@ -204,7 +192,7 @@ def _command(plain: Any, name: str) -> Any:
     def execute_command(*args: Any, **options: Any) -> Any:
         guard = args[0]._safehold
         if guard is None:
-            return plain.execute_command(*args, **options)
+            return parents(plain, name, args[0])(*args[1:], **options)
         era = guard.breaker.era
         if era.ask or (scopes_open and innermost() is not None):
             return slow(*args, **options)
@@ -214,11 +202,11 @@ def _command(plain: Any, name: str) -> Any:
             needs_look = False
         if needs_look:
             guard.look(args[1:])
-        forward = plain.execute_command
-        if forward is _genuine:
-            forward = plain._execute_command
         try:
-            result = forward(*args, **options)
+            if plain.execute_command is ENTERS and plain._execute_command is EXECUTES:
+                result = EXECUTES(*args, **options)
+            else:
+                result = parents(plain, name, args[0])(*args[1:], **options)
         except BaseException as error:
             Call(guard, args[0], (args[1:],)).failed(era, error)
             raise
@@ -235,7 +223,7 @@ def _acommand(plain: Any, name: str) -> Any:
     async def execute_command(*args: Any, **options: Any) -> Any:
         guard = args[0]._safehold
         if guard is None:
-            return await plain.execute_command(*args, **options)
+            return await parents(plain, name, args[0])(*args[1:], **options)
         era = guard.breaker.era
         if era.ask or (scopes_open and innermost() is not None):
             return await slow(*args, **options)
@@ -246,7 +234,10 @@ def _acommand(plain: Any, name: str) -> Any:
         if needs_look:
             guard.look(args[1:])
         try:
-            result = await plain.execute_command(*args, **options)
+            if plain.execute_command is AEXECUTES:
+                result = await AEXECUTES(*args, **options)
+            else:
+                result = await parents(plain, name, args[0])(*args[1:], **options)
         except BaseException as error:
             Call(guard, args[0], (args[1:],)).failed(era, error)
             raise
@@ -271,11 +262,11 @@ def _single(plain: Any, name: str) -> Any:
     def single(self: Any, *args: Any, **options: Any) -> Any:
         guard = self._safehold
         if guard is None:
-            return getattr(plain, name)(self, *args, **options)
+            return parents(plain, name, self)(*args, **options)
         guard.look_at(args)
         tried = Call(guard, self, (args,))  # found on the stack, too
         with tried:
-            return getattr(plain, name)(self, *args, **options)
+            return parents(plain, name, self)(*args, **options)
 
     return _seen(single, name)
 
@@ -284,11 +275,11 @@ def _asingle(plain: Any, name: str) -> Any:
     async def single(self: Any, *args: Any, **options: Any) -> Any:
         guard = self._safehold
         if guard is None:
-            return await getattr(plain, name)(self, *args, **options)
+            return await parents(plain, name, self)(*args, **options)
         guard.look_at(args)
         tried = Call(guard, self, (args,))  # found on the stack, too
         with tried:
-            return await getattr(plain, name)(self, *args, **options)
+            return await parents(plain, name, self)(*args, **options)
 
     return _seen(single, name)
 
@@ -307,11 +298,11 @@ def _batch(plain: Any, name: str) -> Any:
     def batch(self: Any, *args: Any, **options: Any) -> Any:
         guard, commands = self._safehold, _queued(self)
         if guard is None or commands is None:
-            return getattr(plain, name)(self, *args, **options)
+            return parents(plain, name, self)(*args, **options)
         for command in commands:
             guard.look_at(command)
         with Call(guard, self, commands) as tried:
-            results = getattr(plain, name)(self, *args, **options)
+            results = parents(plain, name, self)(*args, **options)
             if not (args[0] if args else options.get("raise_on_error", True)):
                 tried.answered(results)
             return results
@@ -323,11 +314,11 @@ def _abatch(plain: Any, name: str) -> Any:
     async def batch(self: Any, *args: Any, **options: Any) -> Any:
         guard, commands = self._safehold, _queued(self)
         if guard is None or commands is None:
-            return await getattr(plain, name)(self, *args, **options)
+            return await parents(plain, name, self)(*args, **options)
         for command in commands:
             guard.look_at(command)
         with Call(guard, self, commands) as tried:
-            results = await getattr(plain, name)(self, *args, **options)
+            results = await parents(plain, name, self)(*args, **options)
             if not (args[0] if args else options.get("raise_on_error", True)):
                 tried.answered(results)
             return results
@@ -348,9 +339,9 @@ def _bears(plain: Any, name: str) -> Any:
     """Guard what is born."""
 
     def bears(self: Any, *args: Any, **options: Any) -> Any:
-        born = getattr(plain, name)(self, *args, **options)
+        born = parents(plain, name, self)(*args, **options)
         guard = self._safehold
-        if guard is None:
+        if guard is None or not of_redis_py(born):
             return born
         if type(born) in _NEWBORN:
             born = _as_if_born_guarded(born)
@@ -381,11 +372,11 @@ def _connects(plain: Any, name: str) -> Any:
     def connects(self: Any, *args: Any, **options: Any) -> Any:
         guard = self._safehold
         if guard is None:
-            return getattr(plain, name)(self, *args, **options)
+            return parents(plain, name, self)(*args, **options)
         tried = Call(guard, self, ())  # found on the stack, too
         with tried:
-            born = getattr(plain, name)(self, *args, **options)
-        return born if born is None else _adopt(born, guard)
+            born = parents(plain, name, self)(*args, **options)
+        return _adopt(born, guard) if of_redis_py(born) else born
 
     return _seen(connects, name)
 
@@ -394,10 +385,10 @@ def _aconnects(plain: Any, name: str) -> Any:
     async def connects(self: Any, *args: Any, **options: Any) -> Any:
         guard = self._safehold
         if guard is None:
-            return await getattr(plain, name)(self, *args, **options)
+            return await parents(plain, name, self)(*args, **options)
         tried = Call(guard, self, ())  # found on the stack, too
         with tried:
-            return await getattr(plain, name)(self, *args, **options)
+            return await parents(plain, name, self)(*args, **options)
 
     return _seen(connects, name)
 
@@ -406,7 +397,7 @@ def _set_retry(plain: Any, name: str) -> Any:
     """Watch a retry policy that is set later, too."""
 
     def set_retry(self: Any, retry: Any) -> Any:
-        done = getattr(plain, name)(self, retry)
+        done = parents(plain, name, self)(retry)
         if self._safehold is not None:
             for pool in pools_of(self):
                 watch_retries(pool)
@@ -424,10 +415,10 @@ def _subscribes(plain: Any, name: str) -> Any:
     def subscribes(self: Any, *args: Any, **options: Any) -> Any:
         guard = self._safehold
         if guard is None or "UNSUBSCRIBE" in str(args[:1]).upper():
-            return getattr(plain, name)(self, *args, **options)
+            return parents(plain, name, self)(*args, **options)
         tried = Call(guard, self, (args,))  # found on the stack, too
         with tried:
-            return getattr(plain, name)(self, *args, **options)
+            return parents(plain, name, self)(*args, **options)
 
     return _seen(subscribes, name)
 
@@ -436,10 +427,10 @@ def _asubscribes(plain: Any, name: str) -> Any:
     async def subscribes(self: Any, *args: Any, **options: Any) -> Any:
         guard = self._safehold
         if guard is None or "UNSUBSCRIBE" in str(args[:1]).upper():
-            return await getattr(plain, name)(self, *args, **options)
+            return await parents(plain, name, self)(*args, **options)
         tried = Call(guard, self, (args,))  # found on the stack, too
         with tried:
-            return await getattr(plain, name)(self, *args, **options)
+            return await parents(plain, name, self)(*args, **options)
 
     return _seen(subscribes, name)
 
@@ -448,9 +439,9 @@ def _listens(plain: Any, name: str) -> Any:
     def listens(self: Any, *args: Any, **options: Any) -> Any:
         guard = self._safehold
         if guard is None:
-            return getattr(plain, name)(self, *args, **options)
+            return parents(plain, name, self)(*args, **options)
         with Listening(guard, self) as tried:
-            heard = getattr(plain, name)(self, *args, **options)
+            heard = parents(plain, name, self)(*args, **options)
             if heard is not None:
                 tried.heard()
             return heard
@@ -462,9 +453,9 @@ def _alistens(plain: Any, name: str) -> Any:
     async def listens(self: Any, *args: Any, **options: Any) -> Any:
         guard = self._safehold
         if guard is None:
-            return await getattr(plain, name)(self, *args, **options)
+            return await parents(plain, name, self)(*args, **options)
         with Listening(guard, self) as tried:
-            heard = await getattr(plain, name)(self, *args, **options)
+            heard = await parents(plain, name, self)(*args, **options)
             if heard is not None:
                 tried.heard()
             return heard
