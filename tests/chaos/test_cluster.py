@@ -148,7 +148,8 @@ def test_the_default_probe_finds_a_lost_node_again(
         server.start()
     probe = redis_dependency._probe
     wait_for(lambda: _probed(forms, probe) and not redis_dependency.status().impaired, "probe that finds it")
-    wait_for(lambda: _can_be_had(forms, client, clock), "answer of the node")  # redis-py closes what it knows only
+    # redis-py closes the connections that it knows only
+    wait_for(lambda: _can_be_had(forms, client, clock), "answer of the node")
 
 
 def _probed(forms: Forms, probe: Any) -> bool:
