@@ -408,6 +408,24 @@ def test_answer_that_does_not_come_counts(
     assert counts(dependency) == (0, 1, True)
 
 
+async def test_lines_that_are_written_to_a_lost_connection_say_what_writing_says(
+    dependency: Dependency,
+) -> None:
+    """Python 3.13.0 stumbles over them, and that is no mistake of the caller's."""
+    with Daemon(None, reset) as daemon:
+        reader, writer = streams = await open_connection(dependency, *daemon.where)
+        with pytest.raises(ConnectionResetError):
+            async with streams.exchange(deadline=PATIENCE):
+                writer.write(b"x\n")
+                await reader.read()
+        with pytest.raises(ConnectionResetError):
+            async with streams.exchange(deadline=PATIENCE):
+                writer.writelines([b"x\n"])
+                await writer.drain()
+        writer.close()
+    assert counts(dependency) == (0, 2, True)
+
+
 def test_reset_counts(client: Any, dependency: Dependency) -> None:
     """So does a connection that is reset."""
     with Daemon(None, reset) as daemon:

@@ -185,7 +185,8 @@ class _Writer(asyncio.StreamWriter):
 
     def writelines(self, data: Any) -> None:
         self.line.sending()
-        super().writelines(data)
+        if not self.transport.is_closing():  # Python 3.13.0 would stumble, and none sends anything any more
+            super().writelines(data)
 
     async def drain(self) -> None:
         with self.line.step():
