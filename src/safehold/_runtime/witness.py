@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, overload
 
 from .._core.configuration import ConfigurationError, check_name
 from .._core.evidence import ABSENT, PRESENT, UNKNOWN, Evidence, Presence
+from .._core.unproven import Unproven
 from ..errors import Refused
 from .describe import cause_of
 from .kinds import Kinds, named
@@ -143,7 +144,7 @@ class _Asking:
 
     def failed(self, error: BaseException) -> Evidence:
         """Take what the function raised."""
-        why = str(error) if isinstance(error, Refused) else cause_of(error).text
+        why = str(error) if isinstance(error, Refused | Unproven) else cause_of(error).text
         evidence = self._evidence(UNKNOWN, why)
         if not isinstance(error, Exception):
             raise error
