@@ -460,10 +460,10 @@ def test_long_call_has_no_limits_but_the_clients_own(
 
     def script(guest: Guest) -> None:
         guest.say(b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n")
-        guest.drip(b"x" * 12, 0.03)
+        guest.drip(b"x" * 12, 0.015)
 
     with Scripted(tmp_path / "s", script) as server:
-        driver = drive(server.where, deadline=0.1, timeout=0.3)
+        driver = drive(server.where, deadline=0.1, timeout=0.2)
         with long_calls():
             assert driver.call() == (200, b"x" * 12)
         with pytest.raises(driver.error):
@@ -700,6 +700,11 @@ def test_missing_package_is_named_with_its_extra(module: str) -> None:
 # --- probes -------------------------------------------------------------------------------------------
 
 
+def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("_httpx_like", "requests", "_aiohttp_calls"):
+        monkeypatch.setattr(f"safehold.callsites.{module}.PROBE_TIMEOUT", 0.1)
+
+
 def test_default_probe_goes_where_the_client_goes(
     drive: Drive, dependency: Dependency, watch: Watch, tmp_path: Path
 ) -> None:
@@ -800,8 +805,7 @@ def test_probe_takes_only_an_answer_for_one(
     failures: int,
 ) -> None:
     """Neither a connection nor half an answer resolves a miss, nor one that asks to be left alone."""
-    for module in ("_httpx_like", "requests", "_aiohttp_calls"):
-        monkeypatch.setattr(f"safehold.callsites.{module}.PROBE_TIMEOUT", 0.1)
+    quick_probes(monkeypatch)
     with Scripted(tmp_path / "s", script) as server:
         drive(server.where)
         assert watch.probe(dependency) is HealthState.DEGRADED
@@ -813,11 +817,12 @@ def test_probe_is_not_held_by_a_drip(
     drive: Drive, dependency: Dependency, watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A head that comes byte by byte is no answer to a probe either."""
+    quick_probes(monkeypatch)
     hung = threading.Event()
 
     def script(guest: Guest) -> None:
         try:
-            guest.drip(b"HTTP/1.1 200 OK\r\nX: " + b"y" * 1000, 0.05)
+            guest.drip(b"HTTP/1.1 200 OK\r\nX: " + b"y" * 1000, 0.02)
         except OSError:
             hung.set()
 

@@ -40,7 +40,6 @@ from .support import (
     COOLDOWN,
     PATIENCE,
     POLICY,
-    TIMEOUT,
     Side,
     Watch,
     descriptors,
@@ -80,6 +79,7 @@ def lib(request: pytest.FixtureRequest) -> Lib:
     return LIBS[request.param]
 
 
+TIMEOUT = 0.15  # what hangs, hangs for so long
 NEVER = BreakerPolicy(failures=None, failure_rate=None)
 BIG = b"x" * 300_000
 STALE = {"reply lost, closed"}  # of a kept connection, and nobody could see it before: excused once in a row
@@ -91,6 +91,12 @@ def nothing_for_others() -> Iterator[None]:
     """Collect those sockets before tests of other modules are blamed for them."""
     yield
     gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What hangs holds no probe up for as long as it would."""
+    monkeypatch.setattr("safehold.callsites._httpx_like.PROBE_TIMEOUT", TIMEOUT)
 
 
 @pytest.fixture

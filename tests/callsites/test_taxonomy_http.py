@@ -165,7 +165,7 @@ def test_condition_gets_its_verdict(
     """The client's own error, with what became of the request; counted as the row says, once."""
     row = ROWS[name]
     where = tmp_path / "s"
-    driver = drive(where, timeout=0.2 if row.slow else TIMEOUT)
+    driver = drive(where, timeout=0.1 if row.slow else TIMEOUT)
     with row.make(where), health.scope("work") as scope:
         with pytest.raises(driver.error) as caught:
             driver.call(method="POST", body=b"x")
@@ -340,13 +340,12 @@ def test_upload_that_nobody_takes_counts(
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n" + b"X-Filler: " + b"y" * 500 + b"\r\n\r\n"
 
 
-@pytest.mark.parametrize("timeout", [0.3])
 def test_head_that_drips_ends_in_one_time_out(
-    drive: Callable[..., Driver], dependency: Dependency, tmp_path: Path, timeout: float
+    drive: Callable[..., Driver], dependency: Dependency, tmp_path: Path
 ) -> None:
     """A byte every so often resets each wait, but not their sum."""
-    with Scripted(tmp_path / "s", lambda guest: guest.drip(HEAD, 0.05)) as server:
-        driver = drive(server.where, timeout=timeout)
+    with Scripted(tmp_path / "s", lambda guest: guest.drip(HEAD, 0.02)) as server:
+        driver = drive(server.where, timeout=0.15)
         with pytest.raises(driver.error) as caught:
             driver.call()
     assert "timed out" in dependency.status().cause
@@ -354,15 +353,18 @@ def test_head_that_drips_ends_in_one_time_out(
     assert dependency.status().failures == 1
 
 
-def test_body_that_drips_ends(drive: Callable[..., Driver], dependency: Dependency, tmp_path: Path) -> None:
+def test_body_that_drips_ends(
+    drive: Callable[..., Driver], dependency: Dependency, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So does a body that is no progress."""
+    monkeypatch.setattr("safehold.callsites._waits.GRACE", 2)
 
     def script(guest: Guest) -> None:
         guest.say(b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n")
-        guest.drip(BIG, 0.03)
+        guest.drip(BIG, 0.02)
 
     with Scripted(tmp_path / "s", script) as server:
-        driver = drive(server.where, timeout=0.06)
+        driver = drive(server.where, timeout=0.1)
         with pytest.raises(driver.error) as caught:
             driver.call()
     assert caught.value.outcome == "executed"
@@ -377,12 +379,12 @@ def test_body_that_makes_progress_may_take_its_time(
 
     def script(guest: Guest) -> None:
         guest.say(b"HTTP/1.1 200 OK\r\nContent-Length: 90000\r\n\r\n")
-        for _ in range(20):
-            guest.say(BIG[:4500])
+        for _ in range(10):
+            guest.say(BIG[:9000])
             guest.server.closing.wait(0.03)
 
     with Scripted(tmp_path / "s", script) as server:
-        driver = drive(server.where, timeout=0.4)
+        driver = drive(server.where, timeout=0.2)
         assert len(driver.call().body) == 90000
     assert dependency.state is HealthState.HEALTHY
 
@@ -396,15 +398,15 @@ def test_deadline_ends_whatever_goes_on(
     def script(guest: Guest) -> None:
         if where == "body":
             guest.say(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
-            guest.drip(BIG, 0.05)
+            guest.drip(BIG, 0.02)
         elif where == "head":
-            guest.drip(HEAD, 0.05)
+            guest.drip(HEAD, 0.02)
         else:
-            guest.server.closing.wait(0.1)
+            guest.server.closing.wait(0.04)
             guest.answer("302 Found", Location=f"{driver.base}/{len(guest.server.heard)}")
 
     with Scripted(tmp_path / "s", script) as server:
-        driver = drive(server.where, timeout=5.0, deadline=0.3)
+        driver = drive(server.where, timeout=5.0, deadline=0.15)
         with pytest.raises(driver.error) as caught:
             driver.call()
     assert "Timeout" in repr(caught.value) or "timed out" in str(caught.value)
@@ -435,10 +437,10 @@ def test_deadline_that_the_caller_has_used_up_is_no_failure(
         guest.answer(body=BIG * 50)
 
     with Scripted(tmp_path / "s", script) as server:
-        driver = drive(server.where, deadline=0.4)
+        driver = drive(server.where, deadline=0.2)
         parts = driver.stream()
         next(parts)
-        threading.Event().wait(0.45)
+        threading.Event().wait(0.21)
         with pytest.raises((driver.error, Exception)):
             list(parts)
     assert dependency.status().failures == 0
