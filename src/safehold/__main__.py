@@ -25,9 +25,16 @@ def _fault_proxy(argv: list[str]) -> int:
     return fault_proxy(argv)
 
 
+def _ledger(argv: list[str]) -> int:
+    from .ledger_cli import main as ledger  # noqa: PLC0415 - lazily: see above
+
+    return ledger(argv)
+
+
 COMMANDS: Final[dict[str, tuple[Callable[[list[str]], int], str]]] = {
     "drill": (_drill, "watch a real outage, with and without protection; under a minute, no root"),
     "fault-proxy": (_fault_proxy, "forward connections, and break them on command"),
+    "ledger": (_ledger, "read a ledger that is kept in files, and tell whether it is whole"),
 }
 
 

@@ -23,6 +23,7 @@ MOST_BYTES: Final = 1024 * 1024
 AHEAD: Final = 60.0
 _FORMAT: Final = "safehold-state"
 _VERSION: Final = 1
+_MACHINE: Final = Path("/etc/machine-id")
 _FIELDS: Final = frozenset({"at", "format", "host", "sum", "value", "version"})
 
 
@@ -155,6 +156,6 @@ def _value(raw: bytes, now: float) -> Any:
 def _host() -> str:
     """Tell this machine from others, without telling which it is; the same for all that have no id."""
     try:
-        return checksum("safehold ", Path("/etc/machine-id").read_text("ascii").strip())
+        return checksum("safehold ", _MACHINE.read_text("ascii").strip())
     except (OSError, ValueError):
         return ""
