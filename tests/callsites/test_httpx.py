@@ -10,6 +10,7 @@ import pickle
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -454,6 +455,26 @@ def test_probe_fails_as_long_as_the_fault_lasts(
         watch.until(lambda: dependency.status().generation == before + 2)  # noqa: B023 - waited for here
         assert dependency.breaker is BreakerState.OPEN
     raises(lib.refusal, lambda: side.do(client.get, "/x"))
+
+
+def test_nobody_sleeps_before_an_attempt_that_is_not_made(
+    lib: Lib, side: Side, keep: Callable[[Any], Any], dependency: Dependency, tmp_path: Path
+) -> None:
+    """The second attempt has opened the breaker, so the pause before the third one would be for nothing."""
+    (tmp_path / "s").write_text("no socket")
+    kind = side.pick(lib.http.HTTPTransport, lib.http.AsyncHTTPTransport)
+    transport = kind(uds=str(tmp_path / "s"), verify=TLS, retries=9)
+    client = side.pick(lib.http.Client, lib.http.AsyncClient)(transport=transport, trust_env=False)
+    keep(lib.guard_client(client, dependency))
+    pauses: list[float] = []
+
+    async def asleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    transport._pool._network_backend.inner.sleep = side.pick(pauses.append, asleep)
+    raises(lib.http.ConnectError, lambda: side.do(client.get, "http://api/x"))
+    assert dependency.breaker is BreakerState.OPEN
+    assert pauses == [0]
 
 
 class Stall:

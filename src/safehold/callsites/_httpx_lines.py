@@ -7,13 +7,11 @@ transparent. So one pool may serve guarded and unguarded clients, and a stream o
 
 from __future__ import annotations
 
-from time import monotonic
-from typing import Any, Final, cast
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
 
-from ._waits import CONNECT, READ, WRITE, Waits, under_way
-
-_PIECE: Final = 65536
-"""Bytes that are written in one wait: of a larger buffer nobody would know whether it makes progress."""
+from ._waits import CONNECT, PIECE, READ, WRITE, Step, Waits, under_way
 
 
 class Lines:
@@ -51,17 +49,10 @@ class Lines:
             transport._pool._network_backend = transport._pool._network_backend.inner
 
 
-def _granted(waits: Waits, what: str, own: float | None, kind: type[Exception]) -> float | None:
-    """Give the seconds of a wait; raise the client's time-out when there are none."""
-    allowed = waits.allow(what, own)
-    if allowed is not None and allowed <= 0 and (own is None or own > 0):
-        msg = "there is no time left"
-        raise kind(msg)
-    return allowed
-
-
 def _pieces(buffer: Any) -> Any:
-    return (buffer[at : at + _PIECE] for at in range(0, len(buffer), _PIECE))
+    if under_way() is None:
+        return (buffer,)
+    return (buffer[at : at + PIECE] for at in range(0, len(buffer), PIECE))
 
 
 def _lines(core: Any) -> tuple[Any, Any]:
@@ -70,30 +61,15 @@ def _lines(core: Any) -> tuple[Any, Any]:
             self._inner = inner
 
         def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-            waits = under_way()
-            if waits is None:
-                return cast("bytes", self._inner.read(max_bytes, timeout))
-            allowed = _granted(waits, READ, timeout, core.ReadTimeout)
-            data: bytes = b""
-            began = monotonic()
-            try:
-                data = self._inner.read(max_bytes, allowed)
-            finally:
-                waits.took(READ, began, len(data))
-            return data
+            with Step(READ, timeout, core.ReadTimeout) as step:
+                data: bytes = self._inner.read(max_bytes, step.allowed)
+                step.moved = len(data)
+                return data
 
         def write(self, buffer: bytes, timeout: float | None = None) -> None:
-            waits = under_way()
-            if waits is None:
-                self._inner.write(buffer, timeout)
-                return
             for piece in _pieces(buffer):
-                allowed = _granted(waits, WRITE, timeout, core.WriteTimeout)
-                began = monotonic()
-                try:
-                    self._inner.write(piece, allowed)
-                finally:
-                    waits.took(WRITE, began, len(piece))
+                with Step(WRITE, timeout, core.WriteTimeout, moved=len(piece)) as step:
+                    self._inner.write(piece, step.allowed)
 
         def close(self) -> None:
             self._inner.close()
@@ -101,15 +77,8 @@ def _lines(core: Any) -> tuple[Any, Any]:
         def start_tls(
             self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
         ) -> Line:
-            waits = under_way()
-            if waits is not None:
-                timeout = _granted(waits, CONNECT, timeout, core.ConnectTimeout)
-            began = monotonic()
-            try:
-                return Line(self._inner.start_tls(ssl_context, server_hostname, timeout))
-            finally:
-                if waits is not None:
-                    waits.took(CONNECT, began)
+            with Step(CONNECT, timeout, core.ConnectTimeout) as step:
+                return Line(self._inner.start_tls(ssl_context, server_hostname, step.allowed))
 
         def get_extra_info(self, info: str) -> Any:
             return self._inner.get_extra_info(info)
@@ -119,30 +88,15 @@ def _lines(core: Any) -> tuple[Any, Any]:
             self._inner = inner
 
         async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - its name
-            waits = under_way()
-            if waits is None:
-                return cast("bytes", await self._inner.read(max_bytes, timeout))
-            allowed = _granted(waits, READ, timeout, core.ReadTimeout)
-            data: bytes = b""
-            began = monotonic()
-            try:
-                data = await self._inner.read(max_bytes, allowed)
-            finally:
-                waits.took(READ, began, len(data))
-            return data
+            with Step(READ, timeout, core.ReadTimeout) as step:
+                data: bytes = await self._inner.read(max_bytes, step.allowed)
+                step.moved = len(data)
+                return data
 
         async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109 - its name
-            waits = under_way()
-            if waits is None:
-                await self._inner.write(buffer, timeout)
-                return
             for piece in _pieces(buffer):
-                allowed = _granted(waits, WRITE, timeout, core.WriteTimeout)
-                began = monotonic()
-                try:
-                    await self._inner.write(piece, allowed)
-                finally:
-                    waits.took(WRITE, began, len(piece))
+                with Step(WRITE, timeout, core.WriteTimeout, moved=len(piece)) as step:
+                    await self._inner.write(piece, step.allowed)
 
         async def aclose(self) -> None:
             await self._inner.aclose()
@@ -153,15 +107,8 @@ def _lines(core: Any) -> tuple[Any, Any]:
             server_hostname: str | None = None,
             timeout: float | None = None,  # noqa: ASYNC109 - its name
         ) -> AsyncLine:
-            waits = under_way()
-            if waits is not None:
-                timeout = _granted(waits, CONNECT, timeout, core.ConnectTimeout)
-            began = monotonic()
-            try:
-                return AsyncLine(await self._inner.start_tls(ssl_context, server_hostname, timeout))
-            finally:
-                if waits is not None:
-                    waits.took(CONNECT, began)
+            with Step(CONNECT, timeout, core.ConnectTimeout) as step:
+                return AsyncLine(await self._inner.start_tls(ssl_context, server_hostname, step.allowed))
 
         def get_extra_info(self, info: str) -> Any:
             return self._inner.get_extra_info(info)
@@ -170,28 +117,34 @@ def _lines(core: Any) -> tuple[Any, Any]:
 
 
 def _backends(http: Any, core: Any) -> tuple[Any, Any]:
-    def asked(timeout: float | None, *, unix: bool) -> float | None:
-        """Ask whether to connect, and for how long."""
-        waits = under_way()
-        if waits is None:
-            return timeout
+    def go_on(waits: Waits) -> None:
+        """Raise what the last attempt has met if there shall be no other."""
         failed = waits.given_up()
         if failed is not None:
             raise http.ConnectError(str(failed)) from failed
-        waits.connecting(unix=unix)
-        return _granted(waits, CONNECT, timeout, core.ConnectTimeout)
 
-    def told(began: float, error: Exception | None = None) -> None:
+    @contextmanager
+    def connecting(timeout: float | None, *, unix: bool) -> Generator[Step]:
         waits = under_way()
         if waits is not None:
-            waits.took(CONNECT, began)
-            if error is not None:
-                waits.attempt_failed(error)
+            go_on(waits)
+            waits.connecting(unix=unix)
+        with Step(CONNECT, timeout, core.ConnectTimeout) as step:
+            try:
+                yield step
+            except Exception as error:
+                if waits is not None:
+                    waits.attempt_failed(error)
+                raise
 
-    def left(seconds: float) -> float:
+    def pause(seconds: float) -> float:
+        """Give the seconds to sleep before another attempt."""
         waits = under_way()
-        over = None if waits is None else waits.span.left()
-        return seconds if over is None else max(0.0, min(seconds, over))
+        if waits is None:
+            return seconds
+        go_on(waits)
+        left = waits.span.left()
+        return seconds if left is None else max(0.0, min(seconds, left))
 
     class Backend(core.NetworkBackend):  # type: ignore[misc]  # the library is given
         def __init__(self, inner: Any, line: Any) -> None:
@@ -199,23 +152,15 @@ def _backends(http: Any, core: Any) -> tuple[Any, Any]:
             self._line = line
 
         def connect_tcp(self, *args: Any, timeout: float | None = None, **options: Any) -> Any:
-            return self._connect(self.inner.connect_tcp, args, asked(timeout, unix=False), options)
+            with connecting(timeout, unix=False) as step:
+                return self._line(self.inner.connect_tcp(*args, timeout=step.allowed, **options))
 
         def connect_unix_socket(self, *args: Any, timeout: float | None = None, **options: Any) -> Any:
-            return self._connect(self.inner.connect_unix_socket, args, asked(timeout, unix=True), options)
-
-        def _connect(self, connect: Any, args: Any, timeout: float | None, options: Any) -> Any:
-            began = monotonic()
-            try:
-                stream = connect(*args, timeout=timeout, **options)
-            except Exception as error:
-                told(began, error)
-                raise
-            told(began)
-            return self._line(stream)
+            with connecting(timeout, unix=True) as step:
+                return self._line(self.inner.connect_unix_socket(*args, timeout=step.allowed, **options))
 
         def sleep(self, seconds: float) -> None:
-            self.inner.sleep(left(seconds))
+            self.inner.sleep(pause(seconds))
 
     class AsyncBackend(core.AsyncNetworkBackend):  # type: ignore[misc]  # the library is given
         def __init__(self, inner: Any, line: Any) -> None:
@@ -223,24 +168,16 @@ def _backends(http: Any, core: Any) -> tuple[Any, Any]:
             self._line = line
 
         async def connect_tcp(self, *args: Any, timeout: float | None = None, **options: Any) -> Any:  # noqa: ASYNC109 - its name
-            return await self._connect(self.inner.connect_tcp, args, asked(timeout, unix=False), options)
+            with connecting(timeout, unix=False) as step:
+                return self._line(await self.inner.connect_tcp(*args, timeout=step.allowed, **options))
 
         async def connect_unix_socket(self, *args: Any, timeout: float | None = None, **options: Any) -> Any:  # noqa: ASYNC109 - its name
-            return await self._connect(
-                self.inner.connect_unix_socket, args, asked(timeout, unix=True), options
-            )
-
-        async def _connect(self, connect: Any, args: Any, timeout: float | None, options: Any) -> Any:  # noqa: ASYNC109 - its name
-            began = monotonic()
-            try:
-                stream = await connect(*args, timeout=timeout, **options)
-            except Exception as error:
-                told(began, error)
-                raise
-            told(began)
-            return self._line(stream)
+            with connecting(timeout, unix=True) as step:
+                return self._line(
+                    await self.inner.connect_unix_socket(*args, timeout=step.allowed, **options)
+                )
 
         async def sleep(self, seconds: float) -> None:
-            await self.inner.sleep(left(seconds))
+            await self.inner.sleep(pause(seconds))
 
     return Backend, AsyncBackend

@@ -10,10 +10,9 @@ from __future__ import annotations
 import socket
 from collections.abc import Generator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from http.client import HTTPException
-from time import monotonic
-from typing import Any, Final
+from typing import Any
 
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
@@ -22,10 +21,7 @@ from urllib3.exceptions import ConnectTimeoutError, MaxRetryError, ProtocolError
 
 from ._http import FAULTS, ServerFaultError
 from ._plainly import plainly
-from ._waits import CONNECT, LONGEST_WAIT, READ, WRITE, Waits, under_way
-
-_PIECE: Final = 65536
-"""Bytes that are written in one wait: of a larger buffer nobody would know whether it makes progress."""
+from ._waits import CONNECT, LONGEST_WAIT, PIECE, READ, WRITE, Step, under_way
 
 
 class _Adopted:
@@ -117,7 +113,7 @@ def _over_connection(plain: Any) -> dict[str, Any]:
             plain.connect(self)
         else:
             waits.connecting(unix=hasattr(self, "unix_socket_url"))
-            with _connecting(self, waits):
+            with _connecting(self):
                 plain.connect(self)
         _adopted(self.sock, socket.socket)
 
@@ -125,78 +121,59 @@ def _over_connection(plain: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _connecting(connection: Any, waits: Waits) -> Generator[None]:
-    own = connection.timeout if isinstance(connection.timeout, int | float) else None
-    allowed = waits.allow(CONNECT, own)
-    if allowed is not None and allowed <= 0 and (own is None or own > 0):
-        msg = "there is no time left"
-        raise ConnectTimeoutError(connection, msg)
-    before, connection.timeout = connection.timeout, allowed
-    began = monotonic()
-    try:
-        yield
-    finally:
-        connection.timeout = before
-        waits.took(CONNECT, began)
+def _connecting(connection: Any) -> Generator[None]:
+    before = connection.timeout
+    own = before if isinstance(before, int | float) else None
+    with Step(CONNECT, own, partial(ConnectTimeoutError, connection)) as step:
+        connection.timeout = step.allowed
+        try:
+            yield
+        finally:
+            connection.timeout = before
 
 
 def _over_socket(plain: Any) -> dict[str, Any]:
     def recv_into(self: Any, *args: Any, **options: Any) -> Any:
-        return _received(self, plain.recv_into, args, options, lambda size: size)
+        if under_way() is None:
+            return plain.recv_into(self, *args, **options)
+        with _step(self, READ) as step:
+            step.moved = plain.recv_into(self, *args, **options)
+            return step.moved
 
     def recv(self: Any, *args: Any, **options: Any) -> Any:
-        return _received(self, plain.recv, args, options, len)
+        if under_way() is None:
+            return plain.recv(self, *args, **options)
+        with _step(self, READ) as step:
+            data = plain.recv(self, *args, **options)
+            step.moved = len(data)
+            return data
 
     def sendall(self: Any, data: Any, *args: Any) -> None:
         if under_way() is None:
             plain.sendall(self, data, *args)
             return
         with memoryview(data) as view, view.cast("B") as every:
-            for at in range(0, len(every), _PIECE):
-                _sent(self, plain.sendall, every[at : at + _PIECE], args)
+            for at in range(0, len(every), PIECE):
+                piece = every[at : at + PIECE]
+                with _step(self, WRITE, moved=len(piece)):
+                    plain.sendall(self, piece, *args)
 
     def send(self: Any, data: Any, *args: Any) -> Any:
-        return plain.send(self, data, *args) if under_way() is None else _sent(self, plain.send, data, args)
+        if under_way() is None:
+            return plain.send(self, data, *args)
+        with _step(self, WRITE, moved=len(data)):
+            return plain.send(self, data, *args)
 
     return {"recv_into": recv_into, "recv": recv, "sendall": sendall, "send": send}
 
 
-def _received(line: Any, method: Any, args: Any, options: Any, size: Any) -> Any:
-    waits = under_way()
-    if waits is None:
-        return method(line, *args, **options)
-    moved, began = 0, monotonic()
-    with _limited(line, waits, READ):
-        try:
-            got = method(line, *args, **options)
-            moved = size(got)
-            return got
-        finally:
-            waits.took(READ, began, moved)
-
-
-def _sent(line: Any, method: Any, data: Any, args: Any) -> Any:
-    waits = under_way()
-    if waits is None:
-        return method(line, data, *args)
-    began = monotonic()
-    with _limited(line, waits, WRITE):
-        try:
-            return method(line, data, *args)
-        finally:
-            waits.took(WRITE, began, len(data))
-
-
 @contextmanager
-def _limited(line: Any, waits: Waits, what: str) -> Generator[None]:
+def _step(line: Any, what: str, *, moved: int = 0) -> Generator[Step]:
     own = line.gettimeout()
-    allowed = waits.allow(what, own)
-    if allowed is not None and allowed <= 0 and (own is None or own > 0):
-        msg = "timed out"  # there is no time left
-        raise TimeoutError(msg)
-    line.settimeout(allowed)
-    try:
-        yield
-    finally:
-        if line.fileno() >= 0:
-            line.settimeout(own)
+    with Step(what, own, TimeoutError, moved=moved) as step:
+        line.settimeout(step.allowed)
+        try:
+            yield step
+        finally:
+            if line.fileno() >= 0:
+                line.settimeout(own)

@@ -16,10 +16,11 @@ going on: it belongs to the user's call, redirects, pauses between two reads and
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextvars import ContextVar
 from math import inf
 from time import monotonic
-from typing import Final
+from typing import Final, Self
 
 LONGEST_WAIT: Final = 60.0
 """Seconds of a wait for which neither the client nor a deadline sets a limit."""
@@ -27,6 +28,8 @@ GRACE: Final = 10
 """Time-outs that the waits of a transfer may add up to, whatever its rate."""
 SLOWEST: Final = 500.0
 """Bytes of a transfer that earn one second more."""
+PIECE: Final = 65536
+"""Bytes that are written in one wait: of a larger buffer nobody would know whether it makes progress."""
 
 CONNECT: Final = "connect"
 WRITE: Final = "write"
@@ -145,3 +148,35 @@ class _Here:
 
     def __exit__(self, *_: object) -> None:
         _waits.reset(self._token)
+
+
+class Step:
+    """One wait, as a context manager that lets it take `allowed` seconds and takes in how long it took.
+
+    Where no guard is concerned, `allowed` is the client's `own` time-out. Where there is no time left, it
+    raises what `late` makes. `moved` is how many bytes went over the line.
+    """
+
+    __slots__ = ("_began", "_late", "_own", "_waits", "_what", "allowed", "moved")
+
+    def __init__(
+        self, what: str, own: float | None, late: Callable[[str], Exception], *, moved: int = 0
+    ) -> None:
+        self._what = what
+        self._own = own
+        self._late = late
+        self._waits = under_way()
+        self.moved = moved
+
+    def __enter__(self) -> Self:
+        own, waits = self._own, self._waits
+        self.allowed = allowed = own if waits is None else waits.allow(self._what, own)
+        if allowed is not None and allowed <= 0 and (own is None or own > 0):
+            msg = "timed out"
+            raise self._late(msg)
+        self._began = monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._waits is not None:
+            self._waits.took(self._what, self._began, self.moved)
