@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from ._core.backoff import Backoff
 from ._core.breaker import Cause, Outcome, Transition
+from ._core.budget import Budget
+from ._core.epoch import EpochReading
 from ._core.evidence import UNKNOWN, Evidence, Presence, combine
 from ._core.gate import Reason, Trigger, Verdict
 from ._core.health import BreakerState, HealthState
@@ -12,11 +14,14 @@ from ._core.window import CountWindow, TimeWindow
 from ._runtime.clock import Clock, SystemClock
 from ._runtime.dependency import Dependency
 from ._runtime.engine import Decision, Subscription
+from ._runtime.grants import Grant, GrantDeniedError, GrantRequest
 from ._runtime.ledger import Entry, Ledger, LedgerOutcome
 from ._runtime.operations import Operation
 from ._runtime.permit import Permit
+from ._runtime.plans import Plan
 from ._runtime.safehold import Safehold
 from ._runtime.scope import Scope
+from ._runtime.sweep import AsyncSweep, Sweep, SweepReport, Swept
 from ._version import __version__
 from .errors import ConfigurationError, DependencyUnhealthy, OperationBlocked, Refused, SafeholdError
 
@@ -50,9 +55,11 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "UNKNOWN",
+    "AsyncSweep",
     "Backoff",
     "BreakerPolicy",
     "BreakerState",
+    "Budget",
     "Cause",
     "Clock",
     "ConfigurationError",
@@ -62,8 +69,12 @@ __all__ = [
     "DependencyReport",
     "DependencyUnhealthy",
     "Entry",
+    "EpochReading",
     "Evidence",
     "GatePolicy",
+    "Grant",
+    "GrantDeniedError",
+    "GrantRequest",
     "HealthReport",
     "HealthState",
     "Ledger",
@@ -72,6 +83,7 @@ __all__ = [
     "OperationBlocked",
     "Outcome",
     "Permit",
+    "Plan",
     "Presence",
     "ProbePolicy",
     "Reason",
@@ -81,6 +93,9 @@ __all__ = [
     "SafeholdError",
     "Scope",
     "Subscription",
+    "Sweep",
+    "SweepReport",
+    "Swept",
     "SystemClock",
     "TimeWindow",
     "Transition",

@@ -156,7 +156,9 @@ class Refused(SafeholdError):
         seconds = self.retry_after
         if seconds is None:
             return "a person has to end this"
-        return "retry now" if seconds == 0 else f"retry in {seconds:.3g} s"
+        if seconds == 0:
+            return "retry now"
+        return f"retry in {seconds:.3g} s" if seconds < 1000 else f"retry in {seconds:.0f} s"
 
     def to_payload(self) -> Refusal:
         """Give what travels: a frozen pydantic model, with `retry_after` as of now."""

@@ -8,7 +8,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from safehold._core.budget import Finding
+from safehold._core.evidence import Demand, Evidence, Presence
 from safehold._core.gate import (
+    RULES,
     SELF,
     DependencyFacts,
     GateSettings,
@@ -57,6 +60,33 @@ def scope(**facts: Any) -> ScopeFacts:
     return ScopeFacts(**{"name": "sweep", **facts})
 
 
+def evidence(presence: Presence) -> Evidence:
+    return Evidence(
+        presence=presence,
+        subject="s1",
+        witness="there",
+        dependency="redis",
+        asked=0,
+        answered=0,
+        generation=1,
+    )
+
+
+def demand(**facts: Any) -> Demand:
+    """Complete proof, but for what is said."""
+    complete = {"witness": "there", "subject": "s1", "known": True, "max_age": 5.0}
+    return Demand(**{**complete, "seen": evidence(Presence.ABSENT), **facts})
+
+
+FINDINGS = [
+    Finding(code, "too many", None)
+    for code in (
+        "population_unknown", "population_collapsed", "budget_exceeded", "budget_tripped", "budget_state_lost",
+        "small_population", "last_member", "hard_cap",
+    )
+]  # fmt: skip
+
+
 # --- the table of triggers -----------------------------------------------------------------------------
 
 BLOCK, REMARK = "blocks", "passes with a remark"
@@ -78,6 +108,30 @@ TABLE: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("finaliser", "finalising", {"finalising": "in a finaliser"}, BLOCK, BLOCK),
     ("start-up", "startup_grace", {"startup_left": 12.0}, BLOCK, REMARK),
     ("nothing required", "nothing_required", {"requires": ()}, BLOCK, REMARK),
+    ("sick observer", "observer_sick", {"observer": ("did not run for 12 s", 20.0)}, BLOCK, BLOCK),
+    ("unread epoch", "epoch_unknown", {"requires": (redis(epoch_unknown="timed out"),)}, BLOCK, BLOCK),
+    ("new data", "epoch_unexplained", {"requires": (redis(epoch_unexplained="no canary"),)}, BLOCK, BLOCK),
+    ("no witness", "evidence_missing", {"evidence": demand(known=False)}, BLOCK, BLOCK),
+    ("no subject", "evidence_missing", {"evidence": demand(subject=None)}, BLOCK, BLOCK),
+    ("not asked", "evidence_missing", {"evidence": demand(seen=None)}, BLOCK, BLOCK),
+    ("present", "evidence_present", {"evidence": demand(seen=evidence(Presence.PRESENT))}, BLOCK, BLOCK),
+    ("cannot tell", "evidence_unknown", {"evidence": demand(seen=evidence(Presence.UNKNOWN))}, BLOCK, BLOCK),
+    ("other scope", "evidence_foreign", {"evidence": demand(same_scope=False)}, BLOCK, BLOCK),
+    ("other generation", "evidence_overtaken", {"evidence": demand(same_generation=False)}, BLOCK, BLOCK),
+    ("other epoch", "evidence_overtaken", {"evidence": demand(same_epoch=False)}, BLOCK, BLOCK),
+    ("miss since", "evidence_overtaken", {"evidence": demand(miss_since=True)}, BLOCK, BLOCK),
+    ("sick since", "evidence_overtaken", {"evidence": demand(sick_since=True)}, BLOCK, BLOCK),
+    ("old", "evidence_stale", {"evidence": demand(age=5.1)}, BLOCK, BLOCK),
+    *[
+        (
+            finding.code,
+            finding.code,
+            {"budget": (finding,)},
+            BLOCK,
+            BLOCK if finding.code == "hard_cap" else REMARK,
+        )
+        for finding in FINDINGS
+    ],
 ]
 
 
@@ -125,6 +179,14 @@ TWINS: dict[str, list[dict[str, Any]]] = {
     "finalising": [{"finalising": None}],
     "startup_grace": [{"startup_left": 0.0}],
     "nothing_required": [{"requires": (), "requires_nothing": True}],
+    "observer_sick": [{"observer": None}],
+    "epoch_unknown": [{"requires": (redis(epoch_unknown=""),)}],
+    "epoch_unexplained": [{"requires": (redis(epoch_unexplained=""),)}],
+    **{
+        f"evidence_{code}": [{"evidence": demand()}, {"evidence": demand(age=5.0)}]
+        for code in ("missing", "present", "unknown", "foreign", "overtaken", "stale")
+    },
+    **{finding.code: [{"budget": ()}] for finding in FINDINGS},
 }
 
 
@@ -138,8 +200,24 @@ def test_each_reason_has_a_twin_that_is_allowed(code: str, facts: dict[str, Any]
 
 
 def test_the_table_and_its_twins_name_every_code() -> None:
-    """No reason without a test."""
-    assert {row[1] for row in TABLE} == set(TWINS)
+    """No reason without a test; those that the shell adds, and the facet, have theirs elsewhere."""
+    elsewhere = {"not_registered", "gate_fault", "ledger_unavailable", "grant_invalid", "writes_refused"}
+    assert {row[1] for row in TABLE} == set(TWINS) == set(RULES) - elsewhere
+
+
+@pytest.mark.parametrize(("code", "facts"), [row[1:3] for row in TABLE], ids=[r[0] for r in TABLE])
+def test_a_grant_lifts_the_rules_that_it_names_and_a_test_build_switches_them_off(
+    code: str, facts: dict[str, Any]
+) -> None:
+    """What a grant lifts is remarked on; what it does not name still blocks. A rule that is off says nothing."""
+    for trigger in Trigger:
+        lifted = verdict(trigger, overrides=frozenset({code}), **facts)
+        assert lifted.allowed
+        assert codes(lifted.remarks) == [code]
+        other = frozenset(RULES) - {code}
+        assert verdict(trigger, overrides=other, **facts).allowed == verdict(trigger, **facts).allowed
+        off = decide(situation(trigger, **facts), SETTINGS._replace(off=frozenset({code})))
+        assert off == ((), ())
 
 
 # --- what a reason says --------------------------------------------------------------------------------
@@ -284,7 +362,7 @@ def test_an_unresolved_miss_says_what_has_answered_since() -> None:
 
 def test_nobody_is_to_blame_for_a_reason_of_our_own() -> None:
     """A reason without a dependency carries the reserved name."""
-    reason = blocked_by("budget", "too many", retry_after=None)
+    reason = blocked_by("hard_cap", "too many", retry_after=None)
     assert (reason.dependency, reason.state, reason.holds_requested) == ("self", HealthState.UNKNOWN, True)
 
 
@@ -313,6 +391,23 @@ DEPENDENCIES = st.builds(
     retry_after=WAITS,
     settle_left=SECONDS,
     probe_timeout=st.none() | st.just(1.0),
+    writes_refused=st.none() | st.just("READONLY"),
+    epoch_unknown=st.sampled_from(["", "timed out"]),
+    epoch_unexplained=st.sampled_from(["", "the canary is missing"]),
+)
+DEMANDS = st.builds(
+    Demand,
+    witness=st.just("there"),
+    subject=st.sampled_from([None, "s1"]),
+    known=st.booleans(),
+    max_age=st.just(5.0),
+    seen=st.none() | st.sampled_from(Presence).map(evidence),
+    age=SECONDS,
+    same_scope=st.booleans(),
+    same_generation=st.booleans(),
+    same_epoch=st.booleans(),
+    miss_since=st.booleans(),
+    sick_since=st.booleans(),
 )
 SITUATIONS = st.builds(
     Situation,
@@ -329,6 +424,11 @@ SITUATIONS = st.builds(
         in_flight=st.dictionaries(NAMES, st.integers(1, 3), max_size=2),
     ),
     states=st.dictionaries(NAMES, st.sampled_from(HealthState), max_size=2),
+    writes=st.frozensets(NAMES, max_size=1),
+    evidence=st.none() | DEMANDS,
+    observer=st.none() | st.just(("this process did not run for 12 s", 20.0)),
+    budget=st.lists(st.sampled_from(FINDINGS), max_size=2).map(tuple),
+    overrides=st.just(frozenset()),
     handling=st.none() | st.just("OSError"),
     interrupted=st.none() | st.just("a cancellation"),
     finalising=st.none() | st.just("at exit"),
@@ -343,12 +443,31 @@ def failures_in(before: Situation, name: str) -> list[Situation]:
         before._replace(finalising="in a finaliser"),
         before._replace(startup_left=before.startup_left + 1),
     ]
+    worse += [
+        before._replace(observer=("stalled", 1.0)),
+        before._replace(budget=(*before.budget, *FINDINGS)),
+    ]
+    if (demand := before.evidence) is not None:
+        worse += [
+            before._replace(evidence=turned)
+            for turned in (
+                demand._replace(seen=None),
+                demand._replace(seen=evidence(Presence.UNKNOWN)),
+                demand._replace(same_generation=False),
+                demand._replace(same_epoch=False),
+                demand._replace(miss_since=True),
+                demand._replace(sick_since=True),
+                demand._replace(age=demand.age + 1000),
+            )
+        ]
     for index, facts in enumerate(before.requires):
         turned = [
             facts._replace(unresolved_miss=True),
             facts._replace(since_miss=0.0),
             facts._replace(unresolved_miss=True, since_miss=0.0),
             facts._replace(declared=False),
+            facts._replace(epoch_unknown="timed out"),
+            facts._replace(epoch_unexplained="the canary is missing"),
             facts._replace(state=HealthState.UNHEALTHY, breaker=BreakerState.OPEN),
             facts._replace(state=HealthState.UNHEALTHY, breaker=BreakerState.OPEN, unresolved_miss=True),
         ]

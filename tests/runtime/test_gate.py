@@ -33,7 +33,7 @@ from safehold import (
     Safehold,
     Trigger,
 )
-from safehold._runtime import operations
+from safehold._runtime import gate
 from safehold.testing.clock import ManualClock
 
 from .support import (
@@ -1097,15 +1097,15 @@ def test_enforcing_gate_tells_its_blocks(gate_form: Form, health: Safehold, redi
 
 
 def fault_in_decision(health: Safehold, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations, "decide", down)
+    monkeypatch.setattr(gate, "decide", down)
 
 
 def fault_in_handling(health: Safehold, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations, "handled", down)
+    monkeypatch.setattr(gate, "handled", down)
 
 
 def fault_in_scope(health: Safehold, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations, "open_scope", down)
+    monkeypatch.setattr(gate, "open_scope", down)
 
 
 def fault_in_facts(health: Safehold, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1124,25 +1124,24 @@ def fault_in_clock(health: Safehold, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health._engine.clock, "monotonic", down)
 
 
-FAULTS = [
-    fault_in_decision,
-    fault_in_handling,
-    fault_in_scope,
-    fault_in_facts,
-    fault_in_requirements,
-    fault_in_dice,
-    fault_in_clock,
-]
+def fault_in_wellness(health: Safehold, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate.Gate, "_is_plainly_well", down)
+
+
+IN_THE_JUDGEMENT = [fault_in_decision, fault_in_handling, fault_in_facts, fault_in_dice]
+ANYWHERE = [fault_in_scope, fault_in_requirements, fault_in_clock, fault_in_wellness]
+FAULTS = [(fault, True) for fault in (*IN_THE_JUDGEMENT, *ANYWHERE)] + [(fault, False) for fault in ANYWHERE]
 
 
 @pytest.mark.parametrize("mode", ["enforce", "observe"])
 @pytest.mark.parametrize("trigger", TRIGGERS)
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(("fault", "judged"), FAULTS)
 def test_a_fault_in_the_gate_blocks(
     gate_form: Form,
     clock: ManualClock,
     monkeypatch: pytest.MonkeyPatch,
     fault: Any,
+    judged: bool,
     trigger: str,
     mode: Any,
 ) -> None:
@@ -1155,11 +1154,13 @@ def test_a_fault_in_the_gate_blocks(
     ran: list[Any] = []
     destroy = gate_form.gate(health, "destroy", acts(ran), trigger=trigger)
     with monkeypatch.context() as patch:
+        if judged:  # with no short cut to take
+            patch.setattr(gate.Gate, "_is_plainly_well", lambda *_: False)
         fault(health, patch)
         error = blocked(destroy)
         assert codes(error) == ["gate_fault"]
         assert (error.dependency, error.retry_after) == ("self", None)
-        assert not health.check("destroy").allowed
+        assert not health.check("destroy").allowed or fault is fault_in_wellness
     assert ran == []
     assert health.status().overall is HealthState.HEALTHY, "the lock is free again"
     destroy()

@@ -169,6 +169,7 @@ class Breaker:
         self.paused_until: float | None = None
         self.head_start = 0.0  # PROBE_HEAD_START while a prober runs for a registered probe
         self._settings = settings
+        self._steady = not isinstance(settings.window, TimeWindow)
         self._outage: float | None = None  # when the outage began that is not settled yet
         self._settle = 0.0  # how long the recovery has to stay quiet
         self._quiet_since = now
@@ -203,6 +204,11 @@ class Breaker:
     def unresolved_miss(self) -> bool:
         """Whether no call that began after the last miss has answered yet."""
         return self._missed
+
+    @property
+    def is_plainly_well(self) -> bool:
+        """Whether it was healthy after the last step, and time cannot change that. Read without the lock."""
+        return self._told[1] is HealthState.HEALTHY and self._steady and not self._missed
 
     @property
     def successes(self) -> int:
@@ -432,6 +438,7 @@ class Breaker:
         self.tick(now, draw=draw)
         old = self.era.generation
         self._settings = settings
+        self._steady = not isinstance(settings.window, TimeWindow)
         self._move(old.state if settings.mode is not Mode.DISABLED else BreakerState.CLOSED, now, cause)
         if self.state is BreakerState.OPEN:
             self.era.generation.held, self.era.generation.due = old.held, old.due

@@ -45,6 +45,7 @@ class Evidence:
     answered: float
     generation: int
     scope: int | None = None
+    epoch: int = 0
     why: str = ""
 
     def __bool__(self) -> NoReturn:
@@ -76,7 +77,8 @@ class Demand(NamedTuple):
     """What an operation asks of its evidence, and what there is of it at this instant.
 
     `seen` is the newest evidence of the witness about the subject; `same_scope` and `same_generation` compare
-    where it was gathered with here and now; `miss_since` says that its dependency missed a call since.
+    where it was gathered with here and now; `miss_since` says that its dependency missed a call since,
+    `sick_since` that this process was not well while or after it was asked.
     """
 
     witness: str
@@ -87,7 +89,9 @@ class Demand(NamedTuple):
     age: float = 0.0
     same_scope: bool = True
     same_generation: bool = True
+    same_epoch: bool = True
     miss_since: bool = False
+    sick_since: bool = False
 
     def missing(self) -> tuple[str, str] | None:
         """Say which part of the proof is missing, as a code and in words; `None` when it is complete."""
@@ -110,6 +114,11 @@ class Demand(NamedTuple):
             )
         if not self.same_generation or self.miss_since:
             return "evidence_overtaken", f"{seen.dependency} failed after {name} was asked about {subject!r}"
+        if not self.same_epoch:
+            text = f"the data of {seen.dependency} changed its epoch after {name} was asked about {subject!r}"
+            return "evidence_overtaken", text
+        if self.sick_since:
+            return "evidence_overtaken", f"this process was not well when {name} was asked about {subject!r}"
         if self.age > self.max_age:
             return "evidence_stale", f"{name} was asked about {subject!r} {self.age:.3g} s ago"
         return None

@@ -15,6 +15,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from .budget import Finding
 from .evidence import Demand
 from .health import BreakerState, HealthState, severity
 
@@ -29,14 +30,81 @@ class Trigger(StrEnum):
     REQUESTED = "requested"
 
 
+class Rule(NamedTuple):
+    """One reason that an operation can be held back for.
+
+    `holds_requested`: whether it holds back a requested operation as well (`None`: while the breaker is not
+    closed). `may_be_forced`: whether a grant may override it.
+    """
+
+    code: str
+    meaning: str
+    holds_requested: bool | None = True
+    may_be_forced: bool = True
+
+
+RULES: Final = {
+    rule.code: rule
+    for rule in (
+        Rule("not_registered", "no operation of this name is registered", may_be_forced=False),
+        Rule("gate_fault", "the gate itself failed", may_be_forced=False),
+        Rule("ledger_unavailable", "the intent cannot be written down", may_be_forced=False),
+        Rule("grant_invalid", "the grant does not cover this act, or is used up", may_be_forced=False),
+        Rule(
+            "finalising",
+            "called in a finaliser, a signal handler, a callback or at exit",
+            may_be_forced=False,
+        ),
+        Rule("interrupted", "called while a cancellation or a generator's end is being handled"),
+        Rule("handling_failure", "called while a failure that a guard saw is being handled"),
+        Rule("observer_sick", "this process did not run, or its clocks disagree"),
+        Rule("startup_grace", "the process has just begun", holds_requested=False),
+        Rule("evidence_missing", "the witness has not been asked about this subject"),
+        Rule("evidence_present", "the witness says that the subject is there"),
+        Rule("evidence_unknown", "the witness cannot tell"),
+        Rule("evidence_foreign", "the witness was asked in another scope"),
+        Rule("evidence_overtaken", "something failed or changed after the witness was asked"),
+        Rule("evidence_stale", "the witness was asked too long ago"),
+        Rule("nothing_required", "nothing is declared that it could rely on", holds_requested=False),
+        Rule("undeclared_dependency", "a dependency that it requires was never declared"),
+        Rule("writes_refused", "a dependency that it writes to refuses writes"),
+        Rule("dependency_unhealthy", "a dependency's breaker is open or held", holds_requested=None),
+        Rule("dependency_recovering", "a dependency recovers and has not settled", holds_requested=None),
+        Rule("dependency_unknown", "nothing is known of a dependency", holds_requested=None),
+        Rule("dependency_degraded", "a dependency answers badly or in part", holds_requested=None),
+        Rule("unresolved_miss", "the last call to a dependency did not answer", holds_requested=False),
+        Rule("recent_miss", "a call did not answer lately, and no scope is open", holds_requested=False),
+        Rule("scope_tainted", "a call did not answer in this scope", holds_requested=False),
+        Rule("call_in_flight", "a call that began in this scope has not ended", holds_requested=False),
+        Rule("epoch_unknown", "whether the data is the data that was known cannot be told"),
+        Rule("epoch_unexplained", "the data is not the data that was known"),
+        Rule("population_unknown", "how many there are cannot be told", holds_requested=False),
+        Rule("population_collapsed", "far fewer are seen than there were", holds_requested=False),
+        Rule("budget_exceeded", "more is nominated than the budget allows", holds_requested=False),
+        Rule("budget_tripped", "the budget was exceeded before, and is latched", holds_requested=False),
+        Rule("budget_state_lost", "what was done before the restart is not known", holds_requested=False),
+        Rule("small_population", "of so few one may go in a window", holds_requested=False),
+        Rule("last_member", "nothing would be left", holds_requested=False),
+        Rule("hard_cap", "more acts than anybody may order", may_be_forced=False),
+    )
+}
+"""Every reason by its code: what a user-forced operation may do while something is wrong is decided here."""
+
+
 class GateSettings(NamedTuple):
-    """What the gate runs on; the meaning of each is told at `GatePolicy`."""
+    """What the gate runs on; the meaning of each is told at `GatePolicy`.
+
+    `off` names rules that a test build has switched off, to see which test notices.
+    """
 
     startup_grace: float = 30.0
     implicit_scope: float = 60.0
     settle_min: float = 30.0
     settle_max: float = 600.0
     enforce: bool = True
+    stall_after: float = 2.0
+    quiet_time: float = 30.0
+    off: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +139,8 @@ class DependencyFacts(NamedTuple):
     since: str = ""
     cause: str = ""
     writes_refused: str | None = None
+    epoch_unknown: str = ""
+    epoch_unexplained: str = ""
 
 
 class ScopeFacts(NamedTuple):
@@ -87,7 +157,9 @@ class Situation(NamedTuple):
     `handling` names the seen failure that is being handled, `interrupted` the cancellation or generator
     close, `finalising` the finaliser or interpreter exit; `None` when there is none. `states` gives the
     health of dependencies that are not required but may be named by a scope. `writes` are those of the
-    required dependencies that the operation has to write to.
+    required dependencies that the operation has to write to. `observer` says why this process cannot be
+    trusted at present, and for how many seconds. `budget` is what the budget has against it, `overrides` the
+    rules that a grant lifts.
     """
 
     operation: str
@@ -103,6 +175,9 @@ class Situation(NamedTuple):
     interrupted: str | None = None
     finalising: str | None = None
     startup_left: float = 0.0
+    observer: tuple[str, float] | None = None
+    budget: tuple[Finding, ...] = ()
+    overrides: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,28 +212,46 @@ def decide(situation: Situation, settings: GateSettings) -> tuple[tuple[Reason, 
     """Give the reasons that block, the worst first, and the remarks that do not."""
     automatic = situation.trigger is Trigger.AUTOMATIC
     found = [
-        *_act(situation),
-        *_proof(situation),
-        *_requirements(situation),
-        *_healths(situation),
-        *_misses(situation, settings),
+        reason
+        for reason in (
+            *_act(situation),
+            *_proof(situation),
+            *_requirements(situation),
+            *_healths(situation),
+            *_misses(situation, settings),
+            *_epochs(situation),
+            *_budget(situation),
+        )
+        if reason.code not in settings.off
     ]
-    reasons = [reason for reason in found if automatic or reason.holds_requested]
-    remarks = [reason for reason in found if not automatic and not reason.holds_requested]
+    passed = [r for r in found if r.code in situation.overrides or not (automatic or r.holds_requested)]
+    reasons = [reason for reason in found if reason not in passed]
     order = {facts.name: index for index, facts in enumerate(situation.requires)}
     reasons.sort(key=lambda r: (r.dependency == SELF, severity(r.state), order.get(r.dependency, len(order))))
-    return tuple(reasons), tuple(remarks)
+    return tuple(reasons), tuple(passed)
 
 
-def blocked_by(code: str, text: str, *, retry_after: float | None, holds_requested: bool = True) -> Reason:
+def blocked_by(code: str, text: str, *, retry_after: float | None) -> Reason:
     """Make a reason for which no dependency is to blame."""
+    return _reason(code, text, SELF, HealthState.UNKNOWN, retry_after)
+
+
+def _reason(
+    code: str,
+    text: str,
+    dependency: str,
+    state: HealthState,
+    retry_after: float | None,
+    breaker: BreakerState = BreakerState.CLOSED,
+) -> Reason:
+    holds = RULES[code].holds_requested
     return Reason(
         code=code,
-        dependency=SELF,
-        state=HealthState.UNKNOWN,
+        dependency=dependency,
+        state=state,
         retry_after=retry_after,
         text=text,
-        holds_requested=holds_requested,
+        holds_requested=breaker is not BreakerState.CLOSED if holds is None else holds,
     )
 
 
@@ -175,7 +268,10 @@ def _act(situation: Situation) -> Iterator[Reason]:
         yield blocked_by("handling_failure", text, retry_after=0.0)
     if situation.startup_left > 0:
         text = f"started less than the start-up grace ago, {situation.startup_left:.3g} s left"
-        yield blocked_by("startup_grace", text, retry_after=situation.startup_left, holds_requested=False)
+        yield blocked_by("startup_grace", text, retry_after=situation.startup_left)
+    if situation.observer is not None:
+        text, left = situation.observer
+        yield blocked_by("observer_sick", text, retry_after=left)
 
 
 def _proof(situation: Situation) -> Iterator[Reason]:
@@ -189,16 +285,11 @@ def _proof(situation: Situation) -> Iterator[Reason]:
 def _requirements(situation: Situation) -> Iterator[Reason]:
     if not situation.requires and not situation.requires_nothing:
         text = "nothing to require: declare a critical dependency, name some in requires=, or say requires=()"
-        yield blocked_by("nothing_required", text, retry_after=None, holds_requested=False)
+        yield blocked_by("nothing_required", text, retry_after=None)
     for facts in situation.requires:
         if not facts.declared:
-            yield Reason(
-                code="undeclared_dependency",
-                dependency=facts.name,
-                state=HealthState.UNKNOWN,
-                retry_after=None,
-                text=f"{facts.name} is required but was never declared: call dependency({facts.name!r})",
-            )
+            text = f"{facts.name} is required but was never declared: call dependency({facts.name!r})"
+            yield _reason("undeclared_dependency", text, facts.name, HealthState.UNKNOWN, None)
 
 
 def _healths(situation: Situation) -> Iterator[Reason]:
@@ -208,23 +299,11 @@ def _healths(situation: Situation) -> Iterator[Reason]:
         closed = facts.breaker is BreakerState.CLOSED
         if closed and facts.writes_refused is not None and facts.name in situation.writes:
             text = f"{facts.name} refuses writes ({facts.writes_refused}){_exit(facts)}"
-            yield Reason(
-                code="writes_refused",
-                dependency=facts.name,
-                state=facts.state,
-                retry_after=_wait(facts),
-                text=text,
-            )
+            yield _reason("writes_refused", text, facts.name, facts.state, _wait(facts))
         if closed and facts.state is HealthState.DEGRADED and facts.unresolved_miss:
             continue  # told as the miss that it is
-        yield Reason(
-            code=f"dependency_{facts.state}",
-            dependency=facts.name,
-            state=facts.state,
-            retry_after=_wait(facts),
-            text=_told(facts) + _exit(facts),
-            holds_requested=facts.breaker is not BreakerState.CLOSED,
-        )
+        text = _told(facts) + _exit(facts)
+        yield _reason(f"dependency_{facts.state}", text, facts.name, facts.state, _wait(facts), facts.breaker)
 
 
 def _misses(situation: Situation, settings: GateSettings) -> Iterator[Reason]:
@@ -234,36 +313,48 @@ def _misses(situation: Situation, settings: GateSettings) -> Iterator[Reason]:
         if facts.unresolved_miss and facts.breaker is BreakerState.CLOSED:
             since = "only a trial has" if facts.state is HealthState.RECOVERING else "none has"
             text = f"the last call to {facts.name} did not answer and {since} answered since{_exit(facts)}"
-            yield _missed("unresolved_miss", facts.name, facts.state, _probe_wait(facts), text)
+            yield _reason("unresolved_miss", text, facts.name, facts.state, _probe_wait(facts))
         if scope is None and facts.since_miss is not None and facts.since_miss < settings.implicit_scope:
             text = (
                 f"no scope is open and a call to {facts.name} did not answer {facts.since_miss:.3g} s ago; "
                 "open a scope around the work that decides"
             )
             left = settings.implicit_scope - facts.since_miss
-            yield _missed("recent_miss", facts.name, facts.state, left, text)
+            yield _reason("recent_miss", text, facts.name, facts.state, left)
     if scope is None:
         return
     for name, why in scope.taints.items():
         if name not in situation.tolerates:
             text = f"a call to {name} did not answer in scope {scope.name!r} ({why}); begin a new scope"
-            yield _missed("scope_tainted", name, _state(situation, name), 0.0, text)
+            yield _reason("scope_tainted", text, name, _state(situation, name), 0.0)
     for name, calls in scope.in_flight.items():
         if name not in situation.tolerates:
             text = f"{calls} call(s) to {name} began in scope {scope.name!r} and have not ended"
-            yield _missed("call_in_flight", name, _state(situation, name), 0.0, text)
+            yield _reason("call_in_flight", text, name, _state(situation, name), 0.0)
+
+
+def _epochs(situation: Situation) -> Iterator[Reason]:
+    """Check whether the data is the data that was known. Only a person ends what nothing explains."""
+    for facts in situation.requires:
+        if facts.epoch_unknown:
+            text = (
+                f"whether {facts.name} holds the data that was known cannot be told ({facts.epoch_unknown})"
+            )
+            yield _reason("epoch_unknown", text, facts.name, facts.state, 0.0)
+        elif facts.epoch_unexplained:
+            text = f"{facts.name}: {facts.epoch_unexplained}; when the loss is real, acknowledge_epoch()"
+            yield _reason("epoch_unexplained", text, facts.name, facts.state, None)
+
+
+def _budget(situation: Situation) -> Iterator[Reason]:
+    for finding in situation.budget:
+        yield blocked_by(finding.code, finding.text, retry_after=finding.retry_after)
 
 
 def _told(facts: DependencyFacts) -> str:
     since = f" since {facts.since}" if facts.since else ""
     cause = f" ({facts.cause})" if facts.cause else ""
     return f"{facts.name} is {facts.state}{since}{cause}"
-
-
-def _missed(code: str, name: str, state: HealthState, retry_after: float, text: str) -> Reason:
-    return Reason(
-        code=code, dependency=name, state=state, retry_after=retry_after, text=text, holds_requested=False
-    )
 
 
 def _state(situation: Situation, name: str) -> HealthState:

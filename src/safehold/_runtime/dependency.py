@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable
 from datetime import datetime
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast, overload
 
 from tenacity import RetryCallState
 
 from .._core.breaker import PROBE_HEAD_START, Breaker, Cause, Outcome
 from .._core.configuration import ConfigurationError, check_name, check_number
+from .._core.epoch import Epoch
 from .._core.gate import DependencyFacts
 from .._core.health import BreakerState, HealthState
 from .._core.schedule import ProbeSchedule, ProbeSettings
@@ -19,19 +20,25 @@ from .._core.settings import BreakerSettings, Mode
 from . import log
 from .classify import Classifier, make_classifier
 from .clock import at_wall
+from .describe import cause_of
+from .epochs import reading_of
 from .guard import wrap
 from .permit import WRITES, Permit, report_by_hand
+from .questions import Questions, aask, ask
+from .scope import Scope
 
 if TYPE_CHECKING:
     from .._core.gate import GateSettings
     from .engine import Engine
     from .policies import BreakerPolicy, ProbePolicy
+    from .records import Records
     from .report import DependencyReport
 
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
 
 Probe = Callable[[], Any]
+EpochFunction = Callable[[], Any]
 
 _UNDECLARED: Final = BreakerSettings(mode=Mode.DISABLED)
 _keys = count()
@@ -45,6 +52,7 @@ class Declaration(NamedTuple):
     classify: object
     probe: object
     probe_policy: ProbePolicy
+    epoch: object
 
 
 class Dependency:
@@ -55,11 +63,12 @@ class Dependency:
     any thread or task.
     """
 
-    def __init__(self, name: str, engine: Engine, gate: GateSettings) -> None:
+    def __init__(self, name: str, engine: Engine, gate: GateSettings, records: Records) -> None:
         check_name("dependency name", name)
         self.name = name
         self._engine = engine
         self._gate = gate
+        self._records = records
         self._key = next(_keys)
         self._place = math.inf  # among the declarations
         self._timed = False
@@ -75,6 +84,8 @@ class Dependency:
         self._hanging: set[object] = set()  # probes that run on a thread
         self._wait: Callable[[RetryCallState], float] | None = None  # decides the cooldown, where it is given
         self._cooldown_asked: object = None
+        self._epoch = Epoch()  # moved in steps
+        self._epoch_function: EpochFunction | None = None  # written in steps
 
     # --- what it is, and how it is ----------------------------------------------------------------
 
@@ -211,6 +222,43 @@ class Dependency:
         self._engine.run(lambda: step(now, draw=draw, cause=Cause(code=verb, text=reason)))
         self._settled()
 
+    @property
+    def epoch(self) -> int | None:
+        """The number of the epoch of its data, as it was read last; `None` without an epoch function."""
+        return None if self._epoch_function is None else self._epoch.number
+
+    @property
+    def epoch_stamp(self) -> str:
+        """What names its data over a restart; empty without an epoch function."""
+        reading = self._epoch.reading
+        return (
+            "" if self._epoch_function is None or reading is None else f"{reading.lineage} {reading.instance}"
+        )
+
+    def acknowledge_epoch(self, *, actor: str, reason: str) -> None:
+        """Take the data that is there as the data that is known: a person accepts what was lost.
+
+        What was learnt before stays void. It is written to the ledger first. Raises `ConfigurationError`
+        where no epoch function was declared, or it has told nothing yet.
+        """
+        check_name("actor", actor)
+        check_name("reason", reason)
+        if self._epoch_function is None or self._epoch.reading is None:
+            msg = f"{self.name} has no epoch to acknowledge: declare it with epoch=, and read it once"
+            raise ConfigurationError(msg)
+        self._records.ledger.note("epoch acknowledged", reason, actor, subject=self.name)
+        self._accept_epoch()
+
+    def read_epoch(self) -> int:
+        """Ask the epoch function now and give the number of the epoch. A coroutine function raises."""
+        ask(self._read_epoch())
+        return self._epoch.number
+
+    async def aread_epoch(self) -> int:
+        """Ask the epoch function now, awaiting it, and give the number of the epoch."""
+        await aask(self._read_epoch())
+        return self._epoch.number
+
     # --- declaring --------------------------------------------------------------------------------
 
     def declare(self, declaration: Declaration) -> None:
@@ -218,6 +266,9 @@ class Dependency:
         classify = make_classifier(declaration.classify)
         if declaration.probe is not None:
             check_probe(declaration.probe)
+        if declaration.epoch is not None and not callable(declaration.epoch):
+            msg = f"epoch must be a function without arguments, got {declaration.epoch!r}"
+            raise ConfigurationError(msg)
         settings = declaration.policy.to_settings(self._gate)
         now, draw = self._now(), self._draw()
 
@@ -236,6 +287,7 @@ class Dependency:
             probe = declaration.probe or self._probe
             if probe is not None:
                 self._install(probe, now, draw)
+            self._epoch_function = cast("EpochFunction | None", declaration.epoch)
 
         self._engine.run(fill)
         self._settled()
@@ -356,6 +408,34 @@ class Dependency:
         """Ask for a probe as soon as it may be; say whether that is news. The caller holds the lock."""
         return self._schedule is not None and self._schedule.order()
 
+    def _read_epoch(self) -> Questions[None]:
+        """Ask which data it holds. A reading that fails proves nothing."""
+        function = self._epoch_function
+        if function is None:
+            return
+        try:
+            with Scope(f"epoch of {self.name}"[:200]) as around:
+                reading = reading_of((yield function))
+        except Exception as error:  # noqa: BLE001 - users' code; cannot tell means no
+            why = cause_of(error).text
+            self._engine.run(lambda: self._epoch.miss(why))
+            return
+        if around.missed:
+            self._engine.run(lambda: self._epoch.miss("a call did not answer while it was read"))
+            return
+        now, epoch = self._now(), self._epoch
+        if epoch.reading is None:
+            known = self._records.known_epoch(self.name)
+            self._engine.run(lambda: epoch.restore(known))
+        before = epoch.accepted
+        self._engine.run(lambda: epoch.see(reading, now))
+        if epoch.accepted != before:
+            self._records.keep_epoch(self.name, epoch.accepted)
+
+    def _accept_epoch(self) -> None:
+        self._engine.run(self._epoch.accept)
+        self._records.keep_epoch(self.name, self._epoch.accepted)
+
     def _facts(self, now: float, offset: float) -> DependencyFacts:
         """Give what the gate has to know. The caller holds the lock and has ticked the breaker."""
         breaker = self._breaker
@@ -373,6 +453,8 @@ class Dependency:
             probe_timeout=None if self._schedule is None else self._schedule.settings.timeout,
             since="" if well else f"{at_wall(breaker.since, offset):%H:%M:%S} UTC",
             cause=breaker.cause.text,
+            epoch_unknown=self._epoch.failed if self._epoch_function is not None else "",
+            epoch_unexplained=self._epoch.unexplained,
             writes_refused=None if (refused := breaker.impaired.get(WRITES)) is None else refused.text,
         )
 

@@ -8,18 +8,31 @@ several guards of one dependency is one failure.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # what `signal` wraps, without its enums
+import asyncio
 import atexit
+import concurrent.futures
+import signal
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from asyncio import _get_running_loop as _running_loop
+from collections.abc import Collection, Iterator, Mapping
+from types import CodeType, FrameType
+from typing import Any, Final, NamedTuple
 
 from ..errors import OperationBlocked, Refused
 from .describe import cause_of
 
 _MARK = "_safehold"
-_FINALISERS = frozenset({weakref.finalize.__call__.__code__})
+_future: Any = concurrent.futures.Future
+_HANDLE_RUN: Final = asyncio.Handle._run.__code__
+_CALLBACKS: Final = {
+    weakref.finalize.__call__.__code__: "in a finaliser",
+    _future._invoke_callbacks.__code__: "in a future's done-callback",
+    _HANDLE_RUN: "in a future's done-callback",
+}
+_main = threading.main_thread()
 _DEEPEST = 1000
 
 
@@ -132,23 +145,60 @@ def _links(error: BaseException) -> Iterator[BaseException]:
 
 _exiting = threading.Event()
 atexit.register(_exiting.set)
+_STANDARD_SIGNALS = tuple(
+    int(number) for number in signal.valid_signals() if number < getattr(signal, "SIGRTMIN", 32)
+)
 
 
 def finalising() -> str | None:
-    """Say in which finaliser this runs, or that the interpreter is on its way out.
+    """Say in which finaliser, signal handler or callback this runs, or that the interpreter ends.
 
-    The interpreter calls its exit handlers on the main thread after that has ended; other threads may
-    outlive it for as long as they work, and are not at their end.
+    All of these run in between other code, whenever it pleases the interpreter or the loop, and what they
+    run after may be a failure. The interpreter calls its exit handlers on the main thread after that has
+    ended; other threads may outlive it for as long as they work, and are not at their end. A bare
+    `weakref.ref` callback leaves no trace on the stack; `weakref.finalize` does.
     """
-    main = threading.main_thread()
-    ending = threading.current_thread() is main and not main.is_alive()
-    if ending or _exiting.is_set() or sys.is_finalizing():
+    thread = threading.get_ident()
+    in_main = thread == _main.ident
+    if (in_main and not _main.is_alive()) or _exiting.is_set() or sys.is_finalizing():
         return "at interpreter exit"
-    frame = sys._getframe(1)
+    found = None
+    in_loop = _running_loop() is not None
+    handlers = _signal_handlers() if in_main else ()
+    frame: FrameType | None = sys._getframe(1)
     for _ in range(_DEEPEST):
-        if frame.f_code.co_name == "__del__" or frame.f_code in _FINALISERS:
+        if frame is None:
+            break
+        code = frame.f_code
+        if code in _CALLBACKS:
+            if code is not _HANDLE_RUN:
+                return _CALLBACKS[code]
+            if in_loop and asyncio.current_task() is None and _runs_done_callback(frame):
+                return "in a future's done-callback"
+            in_loop = False  # the loop's own frames, and whatever has started it, say nothing more
+        elif code.co_name == "__del__":
             return "in a finaliser"
-        if frame.f_back is None:
-            return None
+        elif code in handlers:
+            found = "in a signal handler"
         frame = frame.f_back
-    return None
+    return found
+
+
+def _signal_handlers() -> Collection[CodeType]:
+    """Give the code of what handles signals in this process; they run on the main thread only."""
+    global _handlers  # noqa: PLW0603 - one process, one table of handlers
+    handlers, codes = _handlers
+    now = [*map(_signal.getsignal, _STANDARD_SIGNALS)]
+    if now != handlers:
+        codes = [code for handler in now if (code := getattr(handler, "__code__", None)) is not None]
+        _handlers = now, codes
+    return codes
+
+
+_handlers: tuple[list[Any], list[CodeType]] = [], []
+
+
+def _runs_done_callback(frame: FrameType) -> bool:
+    """Whether the loop runs what was added to a future that is done, not what it was asked to call."""
+    handed: tuple[Any, ...] = getattr(frame.f_locals.get("self"), "_args", None) or ()
+    return len(handed) == 1 and isinstance(handed[0], asyncio.Future) and handed[0].done()

@@ -97,7 +97,10 @@ def around_async_generator(function: Any, entering: Entering) -> Callable[..., A
 
     async def guarded(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         inner = function(*args, **kwargs)  # runs nothing yet; arguments that do not fit end here
-        with entering(args, kwargs) as entered:
+        around = entering(args, kwargs)
+        if (prepare := getattr(around, "prepare", None)) is not None:
+            await prepare()
+        with around as entered:
             step: Any = inner.asend
             hand: list[Any] = [None]  # what is passed on is not kept while the generator waits
             while True:

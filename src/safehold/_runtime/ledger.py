@@ -2,22 +2,28 @@
 
 The intent is written before the act and the outcome after it. Blocks are written as well; those of one
 operation for one reason are one line that counts, so that a sweep that is blocked a hundred thousand times
-costs one line. The newest `most` acts and `most` kinds of blocks are kept, in memory.
+costs one line. The newest `most` acts and `most` kinds of blocks are kept in memory; with a path, everything
+is also in a journal, and an act that cannot be written there is not done.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from itertools import count
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from .._core.gate import Verdict
+from . import log
 from .describe import cause_of
+from .exclusive import Exclusive
 
 if TYPE_CHECKING:
     from .engine import Engine
+    from .journal import Journal
 
 MOST_KEPT: Final = 1000
 
@@ -28,7 +34,7 @@ class LedgerOutcome(StrEnum):
     `intent`: about to be done. `done`: it returned. `failed`: it raised, and says that it did nothing or that
     it was wrong. `unknown`: it was given up or lost, so nobody knows; do not try again blindly. `blocked`: it
     has not run. `would_block`: it has run, because the gate observes. `deferred`: it gave something to be
-    awaited, which has a line of its own.
+    awaited, which has a line of its own. `noted`: a person did something, such as making a grant.
     """
 
     INTENT = "intent"
@@ -38,14 +44,17 @@ class LedgerOutcome(StrEnum):
     BLOCKED = "blocked"
     WOULD_BLOCK = "would_block"
     DEFERRED = "deferred"
+    NOTED = "noted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One line. `number` orders all of them; `intent` is the number of the act's first line.
 
-    `at` is Unix time; of an entry that counts, of the newest. `reasons` are the codes that blocked, `why` is
-    what an act raised, in a few words, `count` how often it happened.
+    `at` is Unix time; of an entry that counts, of the newest. `reasons` are the codes that blocked, or that a
+    grant overrode; `why` is what an act raised, or a person's reason, in a few words. `evidence` is what the
+    witness said, `grant` the id of the grant that was used, `generations` those of the required dependencies.
+    `count` is how often it happened.
     """
 
     number: int
@@ -58,7 +67,24 @@ class Entry:
     intent: int | None = None
     reasons: tuple[str, ...] = ()
     why: str = ""
+    actor: str | None = None
+    grant: str | None = None
+    evidence: str | None = None
+    generations: tuple[tuple[str, int], ...] = ()
     count: int = 1
+
+
+_FIELDS: Final = tuple(field.name for field in fields(Entry))
+
+
+class Intent:
+    """The first line of an act, to be followed by its outcome."""
+
+    __slots__ = ("line", "sequence")
+
+    def __init__(self, line: tuple[Any, ...]) -> None:
+        self.line = line
+        self.sequence: int | None = None
 
 
 class Ledger:
@@ -67,64 +93,136 @@ class Ledger:
     def __init__(self, engine: Engine, most: int = MOST_KEPT) -> None:
         self._engine = engine
         self._numbers = count(1)
-        self._acts: deque[Entry] = deque(maxlen=2 * most)  # single atomic steps
-        self._blocks: OrderedDict[tuple[str, str, bool], Entry] = OrderedDict()  # written in steps
+        self._acts: deque[tuple[Any, ...]] = deque(maxlen=2 * most)  # fields of entries; single atomic steps
+        self._blocks: OrderedDict[tuple[str, str, bool], tuple[Any, ...]] = OrderedDict()  # written in steps
         self._most = most
+        self._journal: Journal | None = None
+        self._alone = Exclusive("the ledger")
+
+    def keep(self, path: Path) -> None:
+        """Write everything to a journal, too. What earlier processes left open is told as unknown."""
+        from .journal import Journal  # noqa: PLC0415 - most ledgers are in memory
+
+        self._journal = journal = Journal(path)
+        try:
+            journal.prepare()
+            journal.reconcile()
+        except OSError as error:  # what cannot be written is not done; the application runs on
+            log.fault("ledger_failed", error, path=str(path))
+
+    @property
+    def path(self) -> Path | None:
+        """Where the journal is; `None` when the ledger is kept in memory alone."""
+        return None if self._journal is None else self._journal.path
+
+    def reborn(self) -> None:
+        """Begin again in a forked child: the parent's lines are the parent's."""
+        self._acts.clear()
+        self._blocks.clear()
+        self._alone = Exclusive("the ledger")
+        if self._journal is not None:
+            self._journal.reborn()
 
     def entries(self, operation: str | None = None) -> tuple[Entry, ...]:
-        """Give what is kept, the oldest first; of one operation, or of all."""
-        blocks: list[Entry] = self._engine.run(lambda: list(self._blocks.values()), interrupted=list)
-        kept = sorted([*self._acts.copy(), *blocks], key=lambda entry: entry.number)
-        return tuple(entry for entry in kept if operation in (None, entry.operation))
+        """Give what is kept in memory, the oldest first; of one operation, or of all."""
+        blocks: list[Any] = self._engine.run(lambda: list(self._blocks.values()), interrupted=list)
+        kept = sorted([*self._acts.copy(), *blocks], key=lambda line: line[0])
+        entries = (Entry(**dict(zip(_FIELDS, line, strict=False))) for line in kept)
+        return tuple(entry for entry in entries if operation in (None, entry.operation))
 
-    def intent(self, operation: str, trigger: str, subject: str | None, scope: str | None) -> Entry:
-        """Write that something is about to be done."""
-        entry = Entry(
-            number=next(self._numbers),
-            at=self._engine.clock.wall(),
-            operation=operation,
-            trigger=trigger,
-            outcome=LedgerOutcome.INTENT,
-            subject=subject,
-            scope=scope,
-        )
-        self._acts.append(entry)
-        return entry
+    def intent(
+        self,
+        operation: str,
+        trigger: str,
+        subject: str | None,
+        scope: str | None,
+        *more: Any,
+    ) -> Intent:
+        """Write that something is about to be done. `more` are the fields of an entry from `reasons` on."""
+        line = (
+            next(self._numbers), self._engine.clock.wall(), operation, trigger, LedgerOutcome.INTENT, subject,
+            scope, None, *more,
+        )  # fmt: skip
+        intent = Intent(line)
+        if self._journal is not None:
+            intent.sequence = self._write(self._journal, line, durable=True)
+        self._acts.append(line)
+        return intent
 
-    def outcome(self, intent: Entry, outcome: LedgerOutcome, why: str = "") -> None:
+    def outcome(self, intent: Intent, outcome: LedgerOutcome, why: str = "") -> None:
         """Write what became of it."""
-        told = replace(
-            intent,
-            number=next(self._numbers),
-            at=self._engine.clock.wall(),
-            outcome=outcome,
-            intent=intent.number,
-            why=why,
-        )
-        self._acts.append(told)
+        number, _, operation, trigger, _, subject, scope, _, *more = intent.line
+        line = (
+            next(self._numbers), self._engine.clock.wall(), operation, trigger, outcome, subject, scope,
+            number, (), why, *more[2:],
+        )  # fmt: skip
+        self._acts.append(line)
+        if self._journal is not None:
+            self._write(self._journal, line, durable=False, intent=intent.sequence)
+
+    def note(
+        self,
+        operation: str,
+        why: str,
+        actor: str,
+        *,
+        subject: str | None = None,
+        reasons: Sequence[str] = (),
+        grant: str | None = None,
+    ) -> None:
+        """Write what a person did, before it takes effect."""
+        line = (
+            next(self._numbers), self._engine.clock.wall(), operation, "requested", LedgerOutcome.NOTED,
+            subject, None, None, tuple(reasons), why, actor, grant,
+        )  # fmt: skip
+        if self._journal is not None:
+            self._write(self._journal, line, durable=True)
+        self._acts.append(line)
 
     def blocked(self, verdict: Verdict, scope: str | None, *, enforced: bool) -> None:
         """Count a block."""
         key = (verdict.operation, verdict.reasons[0].code, enforced)
         at = self._engine.clock.wall()
 
-        def write() -> None:
+        def write() -> tuple[Any, ...]:
             known = self._blocks.pop(key, None)
-            self._blocks[key] = Entry(
-                number=next(self._numbers),
-                at=at,
-                operation=verdict.operation,
-                trigger=str(verdict.trigger),
-                outcome=LedgerOutcome.BLOCKED if enforced else LedgerOutcome.WOULD_BLOCK,
-                subject=verdict.subject,
-                scope=scope,
-                reasons=tuple(reason.code for reason in verdict.reasons),
-                count=1 if known is None else known.count + 1,
-            )
+            self._blocks[key] = line = (
+                next(self._numbers),
+                at,
+                verdict.operation,
+                str(verdict.trigger),
+                LedgerOutcome.BLOCKED if enforced else LedgerOutcome.WOULD_BLOCK,
+                verdict.subject,
+                scope,
+                None,
+                tuple(reason.code for reason in verdict.reasons),
+                "", None, None, None, (),
+                1 if known is None else known[-1] + 1,
+            )  # fmt: skip
             while len(self._blocks) > self._most:
                 self._blocks.popitem(last=False)
+            return line
 
-        self._engine.run(write)
+        line = cast("tuple[Any, ...] | None", self._engine.run(write))  # it may have to wait
+        if self._journal is not None and line is not None and line[-1].bit_count() == 1:  # 1, 2, 4, 8, ...
+            try:
+                self._write(self._journal, line, durable=False)
+            except Exception as error:  # noqa: BLE001 - it is blocked all the same
+                log.fault("ledger_failed", error, operation=verdict.operation)
+
+    def _write(
+        self, journal: Journal, line: tuple[Any, ...], *, durable: bool, intent: int | None = None
+    ) -> int:
+        told = {
+            name: value for name, value in zip(_FIELDS, line, strict=False) if value not in (None, (), "")
+        }
+        del told["number"]  # the journal counts for itself, over all processes
+        told["outcome"] = str(told["outcome"])
+        told.pop("intent", None)
+        if intent is not None:
+            told["intent"] = intent
+        with self._alone:
+            return journal.append(told, durable=durable)
 
 
 def outcome_of(error: BaseException | None) -> tuple[LedgerOutcome, str]:

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
 from datetime import UTC, datetime
 from importlib import import_module
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 from .._core.breaker import PROBE_HEAD_START
+from .._core.budget import Budget
 from .._core.configuration import ConfigurationError, check_name
 from .._core.evidence import MAX_AGE
 from .._core.gate import GateSettings, Verdict
 from .._core.health import HealthState, overall
 from . import scope as scopes
+from .acts import gated, making_of
+from .budgets import BudgetHandle
 from .classify import Classify, make_classifier
 from .clock import Clock, SystemClock
-from .dependency import Declaration, Dependency, Probe, check_probe
+from .dependency import Declaration, Dependency, EpochFunction, Probe, check_probe
 from .engine import Engine, Listener, Subscription, nobody
 from .fork import begin_again_in_children
+from .gate import Gate
+from .grants import LIFETIME, Grant, GrantPolicy, Grants, make_request
 from .ledger import Ledger
-from .operations import Gate, Operation, gated, make_operation
+from .operations import Operation, make_operation
+from .plans import Plan, explicit, plan_of
 from .prober import STOP_TIMEOUT, LoopProber, ThreadProber
+from .questions import aask, ask
+from .records import Records
 from .scope import Scope
+from .sweep import AsyncSweep, Sweep, Swept
+from .ticket import running_act
 from .witness import WitnessDecorator, Witnesses, testify
 
 if TYPE_CHECKING:
@@ -33,6 +44,8 @@ if TYPE_CHECKING:
     from .report import DependencyReport, HealthReport
 
 F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _alive: weakref.WeakSet[Safehold] = weakref.WeakSet()
 _dice = random.Random()  # noqa: S311 - jitter, no secret; not the shared one, which people seed
@@ -72,7 +85,10 @@ class Safehold:
         self._engine = Engine(clock or SystemClock(), rng or _dice)
         self._handles: dict[str, Dependency] = {}  # only ever added to, in single atomic steps
         self._witnesses = Witnesses()
-        self._ledger = Ledger(self._engine)
+        self._records = Records(self._engine)
+        self._ledger, self._budgets = self._records.ledger, self._records.budgets
+        self._grants = Grants(self._engine)
+        self._declarations = 0  # how many there were; operations look again when it moves
         self._gate = Gate(self)
         self._starting = threading.Lock()  # one prober at a time
         on_advance = getattr(clock, "on_advance", None)
@@ -94,13 +110,16 @@ class Safehold:
         classify: Classify = None,
         probe: Probe | None = None,
         probe_policy: ProbePolicy | None = None,
+        epoch: EpochFunction | None = None,
     ) -> Dependency:
         """Declare a dependency and give its handle.
 
         `critical`: the service cannot do without it; automatic operations require all critical ones
         unless they say otherwise. `classify`: which exceptions are failures: exception types, or a
         function from the exception to true (failure) or false (the application's own error). `probe`: a
-        function or coroutine function without arguments that returns when the dependency answers.
+        function or coroutine function without arguments that returns when the dependency answers. `epoch`:
+        one that says which data it holds (see `EpochReading`); it is asked before each destructive operation
+        that requires this dependency, and a change that nothing explains blocks them.
 
         Declaring it again with equal settings gives the same handle; with different ones it raises
         `ConfigurationError` and names the difference.
@@ -120,9 +139,11 @@ class Safehold:
             classify,
             probe,
             check_policy("probe_policy", probe_policy, ProbePolicy),
+            epoch,
         )
         handle = self[name]
         handle.declare(declaration)
+        self._declarations += 1
         self._engine.wake()
         return handle
 
@@ -130,7 +151,7 @@ class Safehold:
         """Give the handle of a name, declared or not."""
         handle = self._handles.get(name) if isinstance(name, str) else None
         if handle is None:
-            made = Dependency(name, self._engine, self._gate_settings)
+            made = Dependency(name, self._engine, self._gate_settings, self._records)
             handle = self._handles.setdefault(name, made)
         return handle
 
@@ -169,6 +190,9 @@ class Safehold:
         subject: str | None = None,
         evidence: str | None = None,
         evidence_age: float = MAX_AGE,
+        budget: Budget | None = None,
+        subject_type: str | None = None,
+        owner: str | None = None,
     ) -> Callable[[F], F]:
         """Register what is decorated as a destructive operation, and put the gate in front of it.
 
@@ -178,7 +202,9 @@ class Safehold:
         blocked too. `tolerates`:
         dependencies whose misses in the scope do not matter to an automatic operation. `subject`: the
         parameter that says what is destroyed. `evidence`: the witness that must have found this very subject
-        absent, in this scope, at most `evidence_age` seconds ago, with no failure since.
+        absent, in this scope, at most `evidence_age` seconds ago, with no failure since. `budget`: how much
+        may be destroyed; operations of one `subject_type` (by default the name up to its first dot) count
+        together. `owner`: who answers for it, for the inventory.
 
         A blocked call raises `OperationBlocked` and has not run. Raises `ConfigurationError` for bad
         arguments, and when another operation has this name.
@@ -202,6 +228,9 @@ class Safehold:
                 subject=subject,
                 evidence=evidence,
                 evidence_age=evidence_age,
+                budget=budget,
+                subject_type=subject_type,
+                owner=owner,
             )
             self._gate.register(operation)
             wrapped: F = gated(function, self._gate, operation)
@@ -228,6 +257,198 @@ class Safehold:
         """Ask the gate without running anything. Never raises; orders the probes that could help."""
         return self._gate.check(operation, subject)
 
+    def recheck(self) -> None:
+        """Ask the gate again in the middle of a long operation: health, scope, epoch, observer, interruption.
+
+        Raises `OperationBlocked` when it must not go on. Outside of all operations nothing happens.
+        """
+        act = running_act()
+        if act is not None:
+            act.recheck()
+
+    # --- plans, grants and budgets ----------------------------------------------------------------
+
+    def plan(self, operation: str, subjects: Collection[str]) -> Plan:
+        """Nominate all subjects at once: the budget judges the whole, and allows all of them or none.
+
+        A plan that fits charges nothing twice: the calls for its subjects are covered by it. A fresh plan
+        that fits ends a trip, once an hour has passed since something did not fit. Raises
+        `ConfigurationError` when `subjects` is no explicit list or the operation is not registered.
+        """
+        registered, names = self._gate.operation(operation), explicit("subjects", subjects)
+        population = ask(self._gate.questions(registered))
+        return plan_of(self._gate, registered, names, names, population)
+
+    async def aplan(self, operation: str, subjects: Collection[str]) -> Plan:
+        """Do the same as `plan`, where the population or an epoch has to be awaited."""
+        registered, names = self._gate.operation(operation), explicit("subjects", subjects)
+        population = await aask(self._gate.questions(registered))
+        return plan_of(self._gate, registered, names, names, population)
+
+    def grant(
+        self,
+        *,
+        operation: str,
+        actor: str,
+        reason: str,
+        overrides: Collection[str],
+        subjects: Collection[str] | None = None,
+        plan: Plan | None = None,
+        expires_in: float = LIFETIME,
+        approved_by: str | None = None,
+    ) -> Grant:
+        """Give leave to act in spite of a block, once for each subject. It is written to the ledger first.
+
+        `overrides` are the codes of the rules that it lifts; what else blocks, blocks. `subjects` or `plan`
+        say what it is for. `expires_in`: seconds (above 0, a day at most; default 600). `approved_by`: a
+        second person, where the policy asks for one.
+
+        Raises `ConfigurationError` for bad arguments and `GrantDeniedError` when the policy says no.
+        """
+        registered = self._gate.operation(operation)
+        if plan is not None and (plan.operation != operation or subjects is not None):
+            msg = f"plan is for {plan.operation!r}; give the plan of {operation!r}, or subjects"
+            raise ConfigurationError(msg)
+        request = make_request(
+            operation=operation,
+            has_subject=registered.subject is not None,
+            subjects=subjects if plan is None else plan.subjects,
+            actor=actor,
+            reason=reason,
+            overrides=overrides,
+            expires_in=expires_in,
+            plan=None if plan is None else plan.digest,
+            approved_by=approved_by,
+        )
+        grant = self._grants.make(request)
+        self._ledger.note(operation, reason, actor, reasons=tuple(sorted(request.overrides)), grant=grant.id)
+        return grant
+
+    def force(self, grant: Grant, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a destructive operation with a grant: `await health.force(grant, terminate, "s1")`.
+
+        `function` is the operation, a bound method or a partial of it; what it gives is given. The grant is
+        for this very call: nothing that it calls inherits it. A block that the grant does not lift raises
+        `OperationBlocked`, and leaves the grant as it was.
+        """
+        if not isinstance(grant, Grant):
+            msg = f"grant must come from health.grant(...), got {grant!r}"
+            raise ConfigurationError(msg)
+        making, first, named = making_of(function)
+        forced: Callable[..., R] = making.form(grant)
+        return forced(*first, *args, **{**named, **kwargs})
+
+    @overload
+    def sweep(  # type: ignore[overload-overlap]  # a coroutine is an object, too; the first that fits counts
+        self,
+        function: Callable[..., Coroutine[Any, Any, object]],
+        *,
+        nominate: Callable[[], object],
+        confirm: Callable[..., object],
+        every: float = ...,
+        wait: float = ...,
+        confirmations: int = ...,
+        pace: float = ...,
+        dry_run: bool = ...,
+        name: str | None = ...,
+        progress: Callable[[Swept], object] | None = ...,
+    ) -> AsyncSweep: ...
+    @overload
+    def sweep(
+        self,
+        function: Callable[..., object],
+        *,
+        nominate: Callable[[], object],
+        confirm: Callable[..., object],
+        every: float = ...,
+        wait: float = ...,
+        confirmations: int = ...,
+        pace: float = ...,
+        dry_run: bool = ...,
+        name: str | None = ...,
+        progress: Callable[[Swept], object] | None = ...,
+    ) -> Sweep: ...
+    def sweep(
+        self,
+        function: Callable[..., Any],
+        *,
+        nominate: Callable[[], Any],
+        confirm: Callable[..., Any],
+        every: float = 300.0,
+        wait: float = 60.0,
+        confirmations: int = 2,
+        pace: float = 0.0,
+        dry_run: bool = False,
+        name: str | None = None,
+        progress: Callable[[Swept], object] | None = None,
+    ) -> Sweep | AsyncSweep:
+        """Make a periodic clean-up: nominate, confirm, wait, confirm again, act.
+
+        `function`: a destructive operation with a `subject`. `nominate`: gives the subjects that may be
+        gone, as any series. `confirm`: the witness that is asked about each. A subject is destroyed when it
+        was found absent in `confirmations` rounds (at least 1) over `wait` *watched* seconds (at least 0),
+        during which its dependencies and this process were well, and once more right before the act.
+        `every`: seconds between rounds (above 0). `pace`: seconds between two acts (at least 0). `dry_run`:
+        all but the acts. `progress`: told of each subject that was acted upon or spared.
+
+        `run_once()` does one round and gives its report, `run()` goes on for ever; where the operation is a
+        coroutine function, both are awaited. Raises `ConfigurationError` for bad arguments.
+        """
+        kind = AsyncSweep if making_of(function)[0].operation.is_async else Sweep
+        return kind(
+            self,
+            function,
+            nominate=nominate,
+            confirm=confirm,
+            every=every,
+            wait=wait,
+            confirmations=confirmations,
+            pace=pace,
+            dry_run=dry_run,
+            name=name,
+            progress=progress,
+        )
+
+    def budget(self, subject_type: str) -> BudgetHandle:
+        """Give what is counted of one type of subject, and the way to reset it."""
+        return BudgetHandle(subject_type, self._budgets, self._ledger)
+
+    def configure(
+        self,
+        *,
+        gate: GatePolicy | None = None,
+        state_dir: str | os.PathLike[str] | None = None,
+        ledger: str | os.PathLike[str] | None = None,
+        grants: GrantPolicy | None = None,
+    ) -> None:
+        """Set up a Safehold that exists already, such as the default one; `None` leaves a setting as it is.
+
+        `gate`: when destructive operations are held back; to be set before the first dependency is declared.
+        `state_dir`: a directory of this Safehold's own, made private, where ledger, budgets, epochs and marks
+        survive a restart; what is missing or corrupt there counts as used up. `ledger`: the path of the
+        durable ledger alone. `grants`: who may be granted what.
+
+        Raises `ConfigurationError` when that cannot be.
+        """
+        if gate is not None:
+            from .policies import GatePolicy, check_policy  # noqa: PLC0415 - pydantic's models load when used
+
+            if self._declarations:
+                msg = "gate must be configured before the first dependency is declared"
+                raise ConfigurationError(msg)
+            self._gate_settings = check_policy("gate", gate, GatePolicy).to_settings()
+            for handle in self._handles.values():
+                handle._gate = self._gate_settings
+        if grants is not None:
+            if not callable(grants):
+                msg = f"grants must be a function of a GrantRequest, got {grants!r}"
+                raise ConfigurationError(msg)
+            self._grants.policy = grants
+        if state_dir is not None:
+            self._records.keep(state_dir)
+        if ledger is not None:
+            self._records.keep_ledger(ledger)
+
     @property
     def ledger(self) -> Ledger:
         """What destructive operations did, and which were blocked: `health.ledger.entries()`."""
@@ -240,6 +461,7 @@ class Safehold:
 
     def scope(self, name: str = "scope") -> Scope:
         """Open a stretch of work, `with health.scope("sweep"): ...`; misses in it block what it decides."""
+        self._gate.watch()
         return Scope(name)
 
     @staticmethod
@@ -313,6 +535,7 @@ class Safehold:
     def _begin(self, make: Callable[[], ThreadProber | LoopProber]) -> ThreadProber | LoopProber | None:
         """Let a new prober run, unless one does; give the new one."""
         engine = self._engine
+        self._gate.watch()
         with self._starting:
             if engine.probing:
                 return None
@@ -349,6 +572,8 @@ class Safehold:
             _dice.seed()  # else all children would draw alike
         self._engine.reborn()
         self._starting = threading.Lock()
+        self._records.reborn()
+        self._grants.reborn()
         self._gate.reborn()
         self._witnesses.forget()
         for handle in self._handles.values():

@@ -62,6 +62,11 @@ class Scope:
         return any(scope._taints for scope in self.lineage())
 
     @property
+    def is_clean(self) -> bool:
+        """Whether nothing at all was noted: neither a miss nor a call that has not ended."""
+        return not any(scope._taints or scope._calls for scope in self.lineage())
+
+    @property
     def missed(self) -> tuple[str, ...]:
         """The dependencies that missed in this very scope, or in one inside it."""
         return tuple(self._taints)

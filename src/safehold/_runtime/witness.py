@@ -27,6 +27,8 @@ MOST_KEPT: Final = 10_000
 """Subjects whose newest evidence is kept; older ones are forgotten, which is no proof of anything."""
 
 
+_WITNESS: Final = "__safehold_witness__"
+
 P = ParamSpec("P")
 
 
@@ -109,7 +111,15 @@ def testify(
             return asking.failed(error)
         return asking.answered(answer)
 
-    return named(awitness if kinds.is_async else witness, function)
+    asked = named(awitness if kinds.is_async else witness, function)
+    setattr(asked, _WITNESS, name)
+    return asked
+
+
+def name_of_witness(function: Any) -> str | None:
+    """Give the name under which a witness was registered; `None` for any other function."""
+    told = getattr(function, _WITNESS, None)
+    return told if isinstance(told, str) else None
 
 
 class _Asking:
@@ -128,6 +138,7 @@ class _Asking:
         self._around = None if around is None else around.number
         self._asked = dependency._now()
         self._generation = dependency._breaker.era.generation.number
+        self._epoch = dependency._epoch.number
 
     def answered(self, answer: object) -> Evidence:
         """Take what the function gave."""
@@ -160,6 +171,7 @@ class _Asking:
             answered=self._dependency._now(),
             generation=self._generation,
             scope=self._around,
+            epoch=self._epoch,
             why=why,
         )
         self._dependency._engine.run(lambda: self._witnesses.keep(evidence))

@@ -1,0 +1,192 @@
+"""The forms of a destructive operation, and what happens around each act of one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from .._core.budget import Population
+from .._core.configuration import ConfigurationError
+from ..errors import OperationBlocked
+from .kinds import Kinds, around_async_generator, around_generator, named
+from .ledger import LedgerOutcome, outcome_of
+from .operations import Operation
+from .questions import aask, ask
+from .subjects import subject_reader
+from .ticket import Ticket
+
+if TYPE_CHECKING:
+    from .gate import Gate
+    from .grants import Grant
+
+_GATED = "__safehold_gated__"
+
+
+def gated(function: Any, gate: Gate, operation: Operation) -> Any:
+    """Give the gated form of a function, coroutine function, generator or async generator."""
+    make = Making(function, gate, operation)
+    wrapper = named(make.form(None), function)
+    setattr(wrapper, _GATED, make)
+    return wrapper
+
+
+class Making:
+    """How the gated forms of one function are made: the one that everybody calls, and one for each grant."""
+
+    def __init__(self, function: Any, gate: Gate, operation: Operation) -> None:
+        self.operation = operation
+        self._function = function
+        self._gate = gate
+        self._kinds = Kinds(function)
+        self._read_subject = subject_reader(function, operation.subject)
+
+    def form(self, grant: Grant | None) -> Callable[..., Any]:
+        """Give the form that acts with this grant, or without one."""
+        kinds, function = self._kinds, self._function
+        if kinds.is_generator or kinds.is_async_generator:
+            around = around_generator if kinds.is_generator else around_async_generator
+            return around(function, partial(self._act, grant, stepwise=True))
+        return (_gate_async if kinds.is_async else _gate)(function, partial(self._act, grant))
+
+    def _act(
+        self, grant: Grant | None, args: tuple[Any, ...], kwargs: dict[str, Any], *, stepwise: bool = False
+    ) -> Act:
+        return Act(self._gate, self.operation, self._read_subject(args, kwargs), grant, stepwise=stepwise)
+
+
+def making_of(function: Any) -> tuple[Making, tuple[Any, ...], dict[str, Any]]:
+    """Find how a gated function, bound method or partial of one is made, and what it adds to a call."""
+    first: tuple[Any, ...] = ()
+    named_ones: dict[str, Any] = {}
+    while True:
+        if isinstance(function, partial):
+            first, named_ones = (*function.args, *first), {**function.keywords, **named_ones}
+            function = function.func
+        elif inspect.ismethod(function):
+            first, function = (function.__self__, *first), function.__func__
+        else:
+            break
+    making = getattr(function, "__dict__", {}).get(_GATED)
+    if not isinstance(making, Making):
+        msg = f"function must be a destructive operation, or a bound method of one, got {function!r}"
+        raise ConfigurationError(msg)
+    return making, first, named_ones
+
+
+def _gate(function: Any, act: Callable[[Any, Any], Act]) -> Callable[..., Any]:
+    def destructive(*args: Any, **kwargs: Any) -> Any:
+        with act(args, kwargs) as this:
+            result = function(*args, **kwargs)
+            if not inspect.iscoroutine(result):
+                return result
+            this.deferred = True
+        return ended(result, args, kwargs)
+
+    async def ended(coroutine: Any, args: Any, kwargs: Any) -> Any:
+        """Await what a plain function gave: nothing was done yet, so it is decided again."""
+        try:
+            this = act(args, kwargs)
+            await this.prepare()
+            with this:
+                return await coroutine
+        finally:
+            coroutine.close()  # blocked, it was never begun
+
+    return destructive
+
+
+def _gate_async(function: Any, act: Callable[[Any, Any], Act]) -> Callable[..., Any]:
+    async def destructive(*args: Any, **kwargs: Any) -> Any:
+        this = act(args, kwargs)
+        if not this.is_prepared():
+            await this.prepare()
+        with this:
+            return await function(*args, **kwargs)
+
+    return destructive
+
+
+class Act:
+    """One act: entering asks the gate and writes the intent, leaving writes what became of it.
+
+    A generator's is entered at its first step, and its ticket is shown for one step at a time.
+    """
+
+    __slots__ = (
+        "_asked", "_fault", "_gate", "_grant", "_intent", "_operation", "_population", "_subject", "_ticket",
+        "deferred",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        gate: Gate,
+        operation: Operation,
+        subject: str | None,
+        grant: Grant | None,
+        *,
+        stepwise: bool = False,
+    ) -> None:
+        self._gate = gate
+        self._operation = operation
+        self._subject = subject
+        self._grant = grant
+        self._population: Population | None = None
+        self._asked = False
+        self._fault: Exception | None = None
+        self._ticket = None if stepwise else Ticket(operation.name, self)
+        self.deferred = False
+
+    def is_prepared(self) -> bool:
+        """Whether nothing has to be asked before, or it was."""
+        return self._asked or self._gate.asks_nothing(self._operation)
+
+    async def prepare(self) -> None:
+        """Ask what has to be asked before, where it can be awaited."""
+        try:
+            self._population = await aask(self._gate.questions(self._operation))
+        except Exception as error:  # noqa: BLE001 - cannot tell means no; entering says so
+            self._fault = error
+        self._asked = True
+
+    def __enter__(self) -> Self:
+        gate, operation = self._gate, self._operation
+        try:
+            if self._fault is not None:
+                raise self._fault
+            if not self.is_prepared():
+                self._population = ask(gate.questions(operation))
+            self._intent = gate.admit(operation, self._subject, self._grant, self._population)
+            if self._ticket is not None:
+                self._ticket.__enter__()
+        except OperationBlocked:
+            raise
+        except Exception as error:  # noqa: BLE001 - cannot tell means no
+            gate.refuse(operation, self._subject, error)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._ticket is not None:
+            self._ticket.__exit__(None, None, None)
+        if self.deferred:
+            outcome, why = LedgerOutcome.DEFERRED, ""
+        elif error is None:
+            outcome, why = LedgerOutcome.DONE, ""
+        else:
+            outcome, why = outcome_of(error)
+        self._gate.conclude(self._operation, self._intent, outcome, why)
+
+    def recheck(self) -> None:
+        """Decide again, in the middle of it."""
+        self._gate.recheck(self._operation, self._subject, self._grant)
+
+    def sharing(self) -> AbstractContextManager[object]:
+        return Ticket(self._operation.name, self)
+
+    def abandon(self) -> None:
+        pass
