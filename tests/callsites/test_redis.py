@@ -10,6 +10,7 @@ import pickle
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import redis
@@ -415,7 +416,79 @@ def test_hidden_attempts_of_a_call_that_fails_in_the_end_are_a_miss(
     assert dependency.state is HealthState.UNHEALTHY
 
 
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+def test_refused_credentials_are_sent_once_and_count_once(
+    side: Side,
+    redis_server: RedisServer,
+    proxy: FaultProxy,
+    health: Safehold,
+    keep: Callable[[Any], Any],
+    warm: bool,
+) -> None:
+    """No loop of redis-py's, nor one around another, hammers a server with a password that it refuses."""
+    dependency = health.dependency("redis", policy=BreakerPolicy(failures=None, failure_rate=None))
+    kind = side.pick(redis.Redis, redis.asyncio.Redis)
+    redis_server.command("ACL", "SETUSER", "app", "on", ">secret", "~*", "+@all")
+    try:
+        client = keep(kind(**address(proxy), username="app", password="secret" if warm else "wrong"))
+        guard_client(client, dependency)
+        if warm:
+            side.do(client.get, "a")
+            redis_server.command("ACL", "SETUSER", "app", "resetpass", ">other")
+            redis_server.command("CLIENT", "KILL", "USER", "app")
+        redis_server.command("CONFIG", "RESETSTAT")
+        raises(redis.ConnectionError, lambda: side.do(client.get, "a"))
+        stats = str(redis_server.command("INFO", "commandstats"))
+    finally:
+        redis_server.command("ACL", "DELUSER", "app")
+    tried = [line.split(",")[0] for line in stats.splitlines() if "_auth:" in line or "_hello:" in line]
+    assert [line.rpartition("=")[2] for line in tried] == ["1"]
+    assert dependency.status().failures in {1, 1 + warm}  # and the connection that was lost, if it was tried
+    assert dependency.status().cause == "credentials refused"
+
+
 # --- what is no failure -------------------------------------------------------------------------------
+
+
+def test_cache_that_the_server_is_too_old_for_opens_no_breaker(
+    connect: Callable[..., Any], side: Side, proxy: FaultProxy, dependency: Dependency
+) -> None:
+    """The server is well, the client's setting is not: it is told, and others of the dependency go on."""
+    if side.is_async or proxy.url().startswith("unix"):
+        pytest.skip("redis-py has a cache for sync clients over TCP only")
+    client = guard_client(connect(protocol=3, cache_config=redis.cache.CacheConfig()), dependency)
+    other = guard_client(connect(), dependency)
+    with mock.patch.object(redis.connection.CacheProxyConnection, "DEFAULT_SERVER_NAME", "another"):
+        for _ in range(3):
+            error = raises(redis.ConnectionError, lambda: client.get("a"))
+            assert not isinstance(error, DependencyUnhealthy)
+    report = dependency.status()
+    assert (report.breaker, report.failures, report.state) == (BreakerState.CLOSED, 0, HealthState.DEGRADED)
+    assert report.cause == "no client-side caching there"
+    other.get("a")
+    assert dependency.state is HealthState.HEALTHY
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_probe_asks_for_no_news_of_the_servers_maintenance(
+    side: Side, proxy: FaultProxy, dependency: Dependency, keep: Callable[[Any], Any], protocol: int
+) -> None:
+    """It is the application's pool that acts on them; over a unix socket redis-py 7 raises when it asks."""
+    seen: list[dict[str, Any]] = []
+    socket = "UnixDomainSocketConnection" if proxy.url().startswith("unix") else "Connection"
+    home = side.pick(redis.connection, redis.asyncio.connection)
+
+    class Recorded(getattr(home, socket)):  # type: ignore[misc]  # one of four
+        def __init__(self, **settings: Any) -> None:
+            seen.append(settings)
+            super().__init__(**settings)
+
+    where = {"path" if name == "unix_socket_path" else name: value for name, value in address(proxy).items()}
+    pool = home.ConnectionPool(connection_class=Recorded, protocol=protocol, **where)
+    guard_client(keep(side.pick(redis.Redis, redis.asyncio.Redis)(connection_pool=pool)), dependency)
+    probe: Any = dependency._probe
+    side.do(probe)
+    assert [name for name in seen[-1] if name.startswith("maint")] == []
 
 
 def _wrong_type(client: Any) -> Any:

@@ -61,6 +61,10 @@ def pipelined(text: str) -> Exception:
     return redis.ResponseError(f"Command # 2 (SET k v) of pipeline caused error: {text}")
 
 
+class Wrapping(redis.ConnectionError):
+    """What a connection class of the user's may put around an error, as redis-py's asyncio does."""
+
+
 FAILURE, IGNORED, SUCCESS = Outcome.FAILURE, Outcome.IGNORED, Outcome.SUCCESS
 WRITE = ("write",)
 
@@ -84,6 +88,7 @@ ROWS: dict[str, tuple[tuple[Outcome, bool, tuple[str, ...]], list[Exception]]] =
             redis.ResponseError("NOAUTH Authentication required."),
             pipelined("NOAUTH Authentication required."),
             raised_from(redis.ConnectionError(inner := redis.AuthenticationError("no")), inner),
+            raised_from(Wrapping(wrapped := redis.AuthenticationError("no")), wrapped),
         ],
     ),
     "open the socket": ((FAILURE, True, ()), [connect(13), connect(1), connect(88), connect(91)]),
@@ -95,6 +100,15 @@ ROWS: dict[str, tuple[tuple[Outcome, bool, tuple[str, ...]], list[Exception]]] =
     "connection setting": (
         (FAILURE, True, ()),
         [redis.ConnectionError("Invalid Database"), redis.ResponseError("DB index is out of range")],
+    ),
+    "client-side cache": (
+        (IGNORED, True, ()),
+        [
+            redis.ConnectionError(
+                "To maximize compatibility with all Redis products, client-side caching is supported by Redis 7.4"
+            ),
+            redis.ConnectionError("Cannot retrieve information about server version"),
+        ],
     ),
     "permission for this command": (
         (IGNORED, True, ()),

@@ -21,7 +21,7 @@ from .._runtime.ticket import running_operation
 from ..errors import DependencyUnhealthy, OperationBlocked
 from . import _redis_commands as vocabulary
 from ._redis_retry import may_have_been_sent
-from ._redis_table import TABLE
+from ._redis_table import TABLE, inside
 from ._redis_words import Command, Harm, block_time
 from ._table import MISCONFIGURED, NOTHING_SAID, Sent
 
@@ -213,12 +213,12 @@ class Call:
 
     def again(self, error: Exception) -> bool:
         """Take in an attempt that failed; say whether redis-py may try once more."""
-        guard = self.guard
+        guard, met = self.guard, inside(error)  # a loop around a loop sees the same one wrapped
         if self.permit is not None:
-            go_on = self.permit.attempt_failed(error)
+            go_on = self.permit.attempt_failed(met)
         else:
             era = self.era or guard.breaker.era
-            go_on = attempt_failed(guard.dependency, era, error, self._classify)
+            go_on = attempt_failed(guard.dependency, era, met, self._classify)
         said = judge(error, guard.classify)
         if said.cause is not None and said.cause.code == MISCONFIGURED:
             return False
@@ -297,7 +297,7 @@ class Listening:
 
     def again(self, error: Exception) -> bool:
         """Take in a failed attempt to connect anew; say whether there may be another one."""
-        return attempt_failed(self._guard.dependency, self._era, error, self._classify)
+        return attempt_failed(self._guard.dependency, self._era, inside(error), self._classify)
 
     def _classify(self, error: Exception) -> Outcome | bool | Judgement:
         silence = isinstance(error, RedisTimeoutError) and "connecting" not in str(error).lower()

@@ -33,7 +33,14 @@ Conversation: TypeAlias = Generator[tuple[Any, ...], Any, T]
 """Gives the words to send, takes what was answered, and returns what it makes of that."""
 PROBE_TIMEOUT: Final = 0.5
 """Seconds that the default probe waits for a connection, and again for each reply."""
-_NOT_OURS: Final = {"retry_on_error", "retry_on_timeout", "cache", "cache_config"}
+_NOT_OURS: Final = {
+    "retry_on_error",
+    "retry_on_timeout",
+    "cache",
+    "cache_config",
+    "maint_notifications_config",  # a probe hears no news for the application's pool;
+    "maint_notifications_pool_handler",  # and over a unix socket redis-py 7 raises when it is to
+}
 
 
 def probe_for(client: Any, guard: ClientGuard) -> Any:

@@ -63,9 +63,14 @@ class RedisTable(Table):
 
     def row(self, error: BaseException) -> Row:
         """Give the first row that matches."""
-        while type(error) is RedisConnectionError and error.args and error.args[0] is error.__cause__:
-            error = cast("BaseException", error.__cause__)
-        return super().row(error)
+        return super().row(inside(error))
+
+
+def inside(error: BaseException) -> BaseException:
+    """Give what redis-py, or a connection class of the user's, has put an error of its own around."""
+    while isinstance(error, RedisConnectionError) and error.args and error.args[0] is error.__cause__:
+        error = cast("BaseException", error.__cause__)
+    return error
 
 
 def _says(*words: str) -> Callable[[BaseException], bool]:
@@ -170,6 +175,12 @@ TABLE: Final = RedisTable(
                 "protocol must be",
             ),
             misconfigured("connection settings refused"),
+            Sent.NO,
+        ),
+        Row(
+            "a client-side cache on a server that redis-py takes for too old for one",
+            _text("client-side caching is supported by", "Cannot retrieve information about server version"),
+            unanswered("misconfigured", "no client-side caching there"),
             Sent.NO,
         ),
         Row(
