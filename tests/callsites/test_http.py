@@ -28,8 +28,8 @@ from safehold import (
 from safehold._runtime.classify import Judgement
 from safehold.callsites import _http
 from safehold.callsites import requests as on_requests
-from safehold.callsites._exchange import Exchange, Meaning
-from safehold.callsites._exchange import Guard as ExchangeGuard
+from safehold.callsites._exchange import Exchange
+from safehold.callsites._guarding import Guard, Meaning
 from safehold.callsites._http import long_calls
 from safehold.testing.clock import ManualClock
 
@@ -335,7 +335,7 @@ def test_trouble_of_the_system_after_the_request_was_sent_is_no_proof(dependency
     """What says "nothing was sent" before a connection stands, says no such thing once bytes have left."""
     meaning = Meaning(_http.Marks(*[_http.never] * 5), on_requests.RequestsUnhealthy, own=(OSError,))
     for sent, outcome in ((False, "not_executed"), (True, "unknown")):
-        exchange = Exchange(ExchangeGuard(dependency, meaning), "POST", wired=True)
+        exchange = Exchange(Guard(dependency, meaning), "POST", wired=True)
         exchange.sent = sent
         error: Any = PermissionError(errno.EPERM, "a firewall")
         exchange.failed(error)

@@ -20,32 +20,14 @@ from yarl import URL
 from .._runtime.classify import Judgement
 from .._runtime.dependency import Dependency
 from ._aiohttp_body import TOO_LATE, watch
-from ._exchange import Exchange, Guard, Meaning
+from ._exchange import Exchange
+from ._guarding import SessionGuard
 from ._http import PROBE_TIMEOUT, QUEUE_FULL, judge_probe
 from ._table import chain, has_errno
 from ._waits import CONNECT, READ, WRITE
 
 QUEUED: Final = "_safehold_queued"
 """Written on a time-out that has met a call while it waited for a place in the pool."""
-
-
-class SessionGuard(Guard):
-    """The guard of a session, which may have to learn from a request where the dependency is."""
-
-    def __init__(
-        self, dependency: Dependency, meaning: Meaning, probe_path: str, *, deadline: float | None, long: bool
-    ) -> None:
-        super().__init__(dependency, meaning, deadline=deadline, long=long)
-        self.probe_path = probe_path
-        self._located = False
-
-    def locate(self, session: Any, base: URL) -> None:
-        """Give the dependency its probe, once it is known where it is."""
-        if not self._located:
-            self._located = True
-            self.dependency.provide(
-                probe=_probe_for(session, base.join(URL(self.probe_path)), self.dependency)
-            )
 
 
 class _Exchange(Exchange):
@@ -105,7 +87,7 @@ class Sending:
     async def attempt(self, request: aiohttp.ClientRequest, handler: Any) -> aiohttp.ClientResponse:
         """Be the innermost middleware."""
         exchange = self._next()
-        self._guard.locate(self._session, request.url.origin())
+        locate(self._guard, self._session, request.url.origin())
         sent, exchange.sent = exchange.sent, False
         self._queued = self._connected = False
         self._chunks = 0
@@ -153,13 +135,7 @@ class Sending:
 
     def _take_head(self, exchange: Exchange, response: aiohttp.ClientResponse) -> None:
         empty = response.content.is_eof() or response.status == HTTPStatus.SWITCHING_PROTOCOLS
-        headers = response.headers
-        exchange.head(
-            response.status,
-            retry_after=headers.get("Retry-After"),
-            content_type=headers.get("Content-Type"),
-            empty=empty,
-        )
+        exchange.head(response.status, response.headers, empty=empty)
         if not empty:
             watch(response, exchange, self._patience.read)
 
@@ -286,6 +262,11 @@ TRACES: Final = _trace_config()
 # --- the default probe ----------------------------------------------------------------------------------
 
 
+def locate(guard: SessionGuard, session: Any, base: URL) -> None:
+    """Give the dependency of a session its default probe."""
+    guard.locate(lambda path: _probe_for(session, base.join(URL(path)), guard.dependency))
+
+
 def _probe_for(session: Any, url: URL, dependency: Dependency) -> Any:
     """Make a probe with a connector like the session's; `None` for one of another kind."""
     connector = session.connector
@@ -306,6 +287,6 @@ def _probe_for(session: Any, url: URL, dependency: Dependency) -> Any:
             aiohttp.ClientSession(connector=make(), timeout=limits, **settings) as own,
             own.get(url, allow_redirects=False) as response,
         ):
-            judge_probe(dependency, response.status, response.headers.get("Retry-After"))
+            judge_probe(dependency, response.status, response.headers)
 
     return probe

@@ -25,10 +25,9 @@ from .._runtime.permit import Permit
 from ..errors import DependencyUnhealthy
 from ._http import SOCKET_ROWS
 from ._outcome import check_dependency, row_of, tell_outcome
-from ._table import NOTHING_SAID, Row, Sent, Table, down, misconfigured, unanswered
+from ._table import NOTHING_SAID, OUT_OF_TIME, Row, Sent, Table, down, misconfigured, unanswered
 
 _STALE: Final = unanswered("stale", "a kept connection was closed")
-_OUT_OF_TIME: Final = unanswered("deadline", "the caller has used up the time")
 
 
 def _says(text: str) -> Callable[[BaseException], bool]:
@@ -269,7 +268,7 @@ class Talk:
         if said.outcome is not Outcome.FAILURE:
             return said
         if isinstance(error, TimeoutError) and self._ends <= monotonic() and self._waited < self._limit / 2:
-            return _OUT_OF_TIME
+            return OUT_OF_TIME
         if self._long and isinstance(error, TimeoutError):
             return NOTHING_SAID
         if self._is_stale(error) and self.line.dependency not in _excused:

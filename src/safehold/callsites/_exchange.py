@@ -15,116 +15,36 @@ raises is not, for the hook has seen the answer.
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from itertools import count
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from .._core.breaker import Outcome
-from .._core.configuration import ConfigurationError, check_number
 from .._runtime.classify import Judgement, judge
-from .._runtime.dependency import Dependency
 from .._runtime.handling import mark
 from .._runtime.permit import Permit, missed
-from ..errors import DependencyUnhealthy, Refused
+from ..errors import Refused
+from ._guarding import Guard
 from ._http import (
     BODY,
     QUEUE_FULL,
     SOCKET_ROWS,
     STALE,
-    Marks,
     ServerFaultError,
     declared_long,
     judge_status,
-    table,
 )
-from ._table import NOTHING_SAID, Sent, chain, unanswered
+from ._outcome import tell_outcome
+from ._table import NOTHING_SAID, OUT_OF_TIME, Sent, chain, unanswered
 from ._waits import Span, Waits
 
-_OUT_OF_TIME: Final = unanswered("deadline", "the caller has used up the time")
 _LED_ASTRAY: Final = unanswered("redirects", "redirected to where nobody can go")
-_OUTCOMES: Final = {Sent.NO: "not_executed", Sent.MAYBE: "unknown", Sent.YES: "executed"}
+_BODILESS: Final = frozenset({101, 204, 304})
 _NUMBER: Final = "_safehold_exchange"
 _numbers = count()
-
-
-class Meaning:
-    """What a client's exceptions mean.
-
-    `own` are those that it raises by itself, but for those that people raise with its help, such as
-    `raise_for_status`. `refusal` is ours in its tree.
-    """
-
-    def __init__(
-        self,
-        marks: Marks,
-        refusal: type[DependencyUnhealthy],
-        *,
-        own: tuple[type[BaseException], ...],
-        but: tuple[type[BaseException], ...] = (),
-    ) -> None:
-        self.marks = marks
-        self._own = own
-        self._but = but
-        self.refusal = refusal
-        self.table = table(marks)
-
-    def classify(self, error: Exception) -> Judgement:
-        """Say what an exception means for the breaker: the call site's classifier."""
-        return error.judgement if isinstance(error, ServerFaultError) else self.table.classify(error)
-
-    def is_own(self, error: BaseException) -> bool:
-        """Whether the client has raised it by itself."""
-        return isinstance(error, self._own) and not isinstance(error, self._but)
-
-    def is_silence(self, error: BaseException) -> bool:
-        """Whether nothing came on a connection that stands."""
-        return self.marks.timeout(error) and not self.marks.connect_timeout(error)
-
-
-class Guard:
-    """How a client is guarded, for all that it sends. The settings may change."""
-
-    def __init__(
-        self, dependency: Dependency, meaning: Meaning, *, deadline: float | None = None, long: bool = False
-    ) -> None:
-        if not isinstance(dependency, Dependency):
-            msg = f'dependency must be one of a Safehold, such as health["api"], got {dependency!r}'
-            raise ConfigurationError(msg)
-        self.dependency = dependency
-        self.meaning = meaning
-        self.set(deadline=deadline, long=long)
-        self._excuses: list[None] = [None]
-
-    def set(self, *, deadline: float | None, long: bool) -> None:
-        """Take settings; raise `ConfigurationError` for bad ones."""
-        if deadline is not None:
-            check_number("deadline", deadline, above=0)
-        if not isinstance(long, bool):
-            msg = f"long must be True or False, got {long!r}"
-            raise ConfigurationError(msg)
-        self.deadline = deadline
-        self.long = long
-
-    def excuse(self) -> bool:
-        """Whether a kept connection that broke is the first in a row."""
-        try:
-            self._excuses.pop()
-        except IndexError:
-            return False
-        return True
-
-    def forgive(self) -> None:
-        """Begin a new row: something has answered."""
-        self._excuses[:] = (None,)
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: Any) -> Self:
-        return self
 
 
 class Call(Span):
@@ -226,15 +146,17 @@ class Exchange(Waits):
 
     # --- how it ends --------------------------------------------------------------------------------
 
-    def head(self, status: int, *, retry_after: str | None, content_type: str | None, empty: bool) -> None:
-        """Take in the head of the answer. `empty`: nothing follows it."""
+    def head(self, status: int, headers: Mapping[str, str], *, empty: bool) -> None:
+        """Take in the head of the answer. `empty`: nothing follows it, as far as the client knows."""
         self.headed, self._attempt = True, None
         self.guard.forgive()
-        judgement = judge_status(status, retry_after, self.guard.dependency._engine.clock.wall())
-        self.long = self.long or (content_type or "").startswith("text/event-stream")
+        wall = self.guard.dependency._engine.clock.wall()
+        judgement = judge_status(status, headers.get("Retry-After"), wall)
+        self.long = self.long or headers.get("Content-Type", "").startswith("text/event-stream")
+        bodiless = self.method == "HEAD" or status in _BODILESS or headers.get("Content-Length") == "0"
         if judgement is not None:
             self._settle(ServerFaultError(status, judgement))
-        elif empty or self.long:
+        elif empty or bodiless or self.long:
             self._follows = self.long
             self.answered()
 
@@ -311,15 +233,9 @@ class Exchange(Waits):
 
     def tell_outcome(self, error: BaseException) -> None:
         """Write on a client's error whether the request may have been executed."""
-        if isinstance(error, DependencyUnhealthy) or not self.guard.meaning.is_own(error):
-            return
-        if "outcome" in vars(error) or self._own_fault:
-            return
-        sent = Sent.YES if self.headed else self._sent_by(error)
-        told: Any = error
-        told.outcome = _OUTCOMES[sent]
-        if sent is Sent.MAYBE:
-            error.add_note(f"safehold: outcome: unknown, the {self.method} may have been executed")
+        if self.guard.meaning.is_own(error) and not self._own_fault:
+            sent = Sent.YES if self.headed else self._sent_by(error)
+            tell_outcome(error, sent, f"the {self.method}")
 
     def _sent_by(self, error: BaseException) -> Sent:
         if self.wired and not self.sent:
@@ -361,7 +277,7 @@ class Exchange(Waits):
         if said.outcome is not Outcome.FAILURE:
             return said
         if self.call.used_up():
-            return _OUT_OF_TIME
+            return OUT_OF_TIME
         if self.long and self.guard.meaning.is_silence(error):
             return NOTHING_SAID
         if self._is_stale(error) and self.guard.excuse():

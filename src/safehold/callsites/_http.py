@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import math
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -221,9 +221,9 @@ class ServerFaultError(JudgedError):
         self.judgement = judgement or down("server_fault", f"answered {status}")
 
 
-def judge_probe(dependency: Dependency, status: int, retry_after: str | None) -> None:
+def judge_probe(dependency: Dependency, status: int, headers: Mapping[str, str]) -> None:
     """Raise `ServerFaultError` for an answer that is none: from 500, or one that asks to be left alone."""
-    judgement = judge_status(status, retry_after, dependency._engine.clock.wall())
+    judgement = judge_status(status, headers.get("Retry-After"), dependency._engine.clock.wall())
     if judgement is not None or status >= 500:
         raise ServerFaultError(status, judgement)
 

@@ -22,7 +22,8 @@ from .._core.configuration import ConfigurationError
 from .._runtime.classify import Judgement
 from .._runtime.dependency import Dependency
 from ..errors import DependencyUnhealthy
-from ._exchange import Call, Exchange, Guard, Meaning
+from ._exchange import Call, Exchange
+from ._guarding import Guard, Meaning
 from ._http import PROBE_TIMEOUT, Marks, judge_probe
 from ._httpx_lines import Lines
 from ._httpx_streams import streams
@@ -82,7 +83,7 @@ class Library:
             raise
         if not exchange.wired:
             exchange.passed(began)
-        _take_head(exchange, request, response)
+        exchange.head(response.status_code, response.headers, empty=response.is_stream_consumed)
         if not response.is_stream_consumed:
             response.stream = self.body(response.stream, exchange)
         return response
@@ -96,7 +97,7 @@ class Library:
         except BaseException as error:
             exchange.failed(error)
             raise
-        _take_head(exchange, request, response)
+        exchange.head(response.status_code, response.headers, empty=response.is_stream_consumed)
         if not response.is_stream_consumed:
             response.stream = self.async_body(response.stream, exchange, self.in_time)
         return response
@@ -154,14 +155,8 @@ class Library:
             msg = f"probe_path must be a path such as '/health', got {probe_path!r}"
             raise ConfigurationError(msg)
         guard = self.guard(dependency, deadline=deadline, long=long)  # checks what it is given
-        known = guarding(client)
-        if known is not None and known.dependency is not dependency:
-            msg = f"this client is guarded as {known.dependency.name!r} already, not as {dependency.name!r}"
-            raise ConfigurationError(msg)
-        if known is None:
+        if guard.renewing(guarding(client), "client") is guard:
             self._wrap(client, guard, transports[isinstance(client, http.AsyncClient)])
-        else:
-            known.set(deadline=deadline, long=long)
         probe = self._probe(client, probe_path, dependency)
         dependency.provide(probe=probe, classify=self.meaning.classify)
 
@@ -214,7 +209,7 @@ class Library:
             try:
                 with Waits(Span()).here():
                     response = transport.handle_request(request)
-                _judge(dependency, response)
+                judge_probe(dependency, response.status_code, response.headers)
             finally:
                 if own:
                     transport.close()
@@ -224,7 +219,7 @@ class Library:
             try:
                 with Waits(Span()).here():
                     response = await transport.handle_async_request(request)
-                _judge(dependency, response)
+                judge_probe(dependency, response.status_code, response.headers)
             finally:
                 if own:
                     await transport.aclose()
@@ -274,21 +269,6 @@ def _twin(transport: Any) -> Any:
     twin = copy.copy(transport)
     twin._pool = pool
     return twin
-
-
-def _judge(dependency: Dependency, response: Any) -> None:
-    judge_probe(dependency, response.status_code, response.headers.get("retry-after"))
-
-
-def _take_head(exchange: Exchange, request: Any, response: Any) -> None:
-    headers, status = response.headers, response.status_code
-    bodiless = request.method == "HEAD" or status in {101, 204, 304} or headers.get("content-length") == "0"
-    exchange.head(
-        status,
-        retry_after=headers.get("retry-after"),
-        content_type=headers.get("content-type"),
-        empty=bodiless or response.is_stream_consumed,
-    )
 
 
 def _with_pool_limit(extensions: Any, exchange: Exchange) -> Any:

@@ -68,6 +68,7 @@ MISCONFIGURED: Final = "misconfigured"
 """The code of a cause that a person has to mend."""
 NOTHING_SAID: Final = Judgement(Outcome.IGNORED, missed=False)
 """An answer, or the caller's own mistake: says nothing about the other side."""
+OUT_OF_TIME: Final = unanswered("deadline", "the caller has used up the time")
 
 
 def refuses(facet: str, code: str, text: str) -> Judgement:

@@ -31,8 +31,9 @@ from .._core.configuration import ConfigurationError
 from .._runtime.classify import Judgement
 from .._runtime.dependency import Dependency
 from ..errors import DependencyUnhealthy
-from ._aiohttp_calls import QUEUED, TRACES, Sending, SessionGuard
-from ._exchange import Call, Meaning
+from ._aiohttp_calls import QUEUED, TRACES, Sending, locate
+from ._exchange import Call
+from ._guarding import Meaning, SessionGuard
 from ._http import Marks, ServerFaultError, long_calls
 from ._plainly import plainly
 
@@ -151,19 +152,13 @@ def guard_session(
     base = _base_of(session, base_url)
     # it checks what it is given
     guard = SessionGuard(dependency, _meaning, probe_path, deadline=deadline, long=long)
-    known = _guarding(session)
-    if known is not None and known.dependency is not dependency:
-        msg = f"this session is guarded as {known.dependency.name!r} already, not as {dependency.name!r}"
-        raise ConfigurationError(msg)
-    if known is None:
+    kept = guard.renewing(_guarding(session), "session")
+    if kept is guard:
         _adopt(session, guard)
-        known = guard
-    else:
-        known.set(deadline=deadline, long=long)
-        known.probe_path = probe_path
+    kept.probe_path = probe_path
     dependency.provide(classify=classify)
     if base is not None:
-        known.locate(session, base)
+        locate(kept, session, base)
     return session
 
 

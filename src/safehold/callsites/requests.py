@@ -38,7 +38,8 @@ from .._core.configuration import ConfigurationError
 from .._runtime.classify import Judgement
 from .._runtime.dependency import Dependency
 from ..errors import DependencyUnhealthy
-from ._exchange import Call, Exchange, Guard, Meaning, call_under_way
+from ._exchange import Call, Exchange, call_under_way
+from ._guarding import Guard, Meaning, SessionGuard
 from ._http import PROBE_TIMEOUT, Marks, ServerFaultError, judge_probe, long_calls
 from ._plainly import plain_class, plainly
 from ._requests_wire import adopt
@@ -168,20 +169,16 @@ def guard_session(
     if base_url is not None and not (urlsplit(base_url).scheme and urlsplit(base_url).netloc):
         msg = f"base_url must have a scheme and a host, got {base_url!r}"
         raise ConfigurationError(msg)
-    guard = _SessionGuard(dependency, probe_path, deadline=deadline, long=long)  # checks what it is given
-    known = _guarding(session)
-    if known is not None and known.dependency is not dependency:
-        msg = f"this session is guarded as {known.dependency.name!r} already, not as {dependency.name!r}"
-        raise ConfigurationError(msg)
-    if known is None:
+    # it checks what it is given
+    guard = SessionGuard(dependency, _meaning, probe_path, deadline=deadline, long=long)
+    kept = guard.renewing(_guarding(session), "session")
+    if kept is guard:
         session.__class__ = _guarded_session(cast("Any", type(session)))
-        cast("Any", session)._safehold = known = guard
-    else:
-        known.set(deadline=deadline, long=long)
-        known.probe_path = probe_path
+        cast("Any", session)._safehold = guard
+    kept.probe_path = probe_path
     dependency.provide(classify=classify)
     if base_url is not None:
-        known.locate(session, base_url)
+        _locate(kept, session, base_url)
     return session
 
 
@@ -196,26 +193,6 @@ def unguard_session(session: S) -> S:
     return session
 
 
-class _SessionGuard(Guard):
-    """The guard of a session, which may have to learn from a request where the dependency is."""
-
-    def __init__(
-        self, dependency: Dependency, probe_path: str, *, deadline: float | None, long: bool
-    ) -> None:
-        super().__init__(dependency, _meaning, deadline=deadline, long=long)
-        self.probe_path = probe_path
-        self.located = False
-
-    def locate(self, session: requests.Session, url: str) -> None:
-        """Give the dependency its default probe."""
-        self.located = True
-        parts = urlsplit(url)
-        base = f"{parts.scheme}://{parts.netloc}"
-        if not self.probe_path.startswith("/"):
-            base = f"{base}{parts.path}".rstrip("/") + "/"
-        self.dependency.provide(probe=_probe(session, base + self.probe_path, self.dependency))
-
-
 class _Guarded:
     """Marks the classes made here."""
 
@@ -223,9 +200,9 @@ class _Guarded:
     _safehold: Any = None
 
 
-def _guarding(session: object) -> _SessionGuard | None:
+def _guarding(session: object) -> SessionGuard | None:
     guard = session._safehold if isinstance(session, _Guarded) else None
-    return guard if isinstance(guard, _SessionGuard) else None
+    return guard if isinstance(guard, SessionGuard) else None
 
 
 # --- sessions -----------------------------------------------------------------------------------------
@@ -260,7 +237,7 @@ def _is_under_way(guard: Guard) -> bool:
 class _GuardedAdapter(BaseAdapter):
     """An adapter with a guard around it, for the time of one call."""
 
-    def __init__(self, inner: Any, guard: _SessionGuard, session: Any) -> None:
+    def __init__(self, inner: Any, guard: SessionGuard, session: Any) -> None:
         super().__init__()
         self._inner = inner
         self._guard = guard
@@ -269,8 +246,8 @@ class _GuardedAdapter(BaseAdapter):
     def send(self, request: Any, *args: Any, **options: Any) -> Any:
         """Send a request through a permit; raises `RequestsUnhealthy` when the breaker refuses."""
         guard = self._guard
-        if not guard.located and request.url:
-            guard.locate(self._session, request.url)
+        if request.url:
+            _locate(guard, self._session, request.url)
         wired = adopt(self._inner)
         try:
             exchange = Exchange(guard, request.method or "request", wired=wired)
@@ -286,7 +263,7 @@ class _GuardedAdapter(BaseAdapter):
             exchange.failed(error)
             raise
         response.connection = self  # what answers a challenge sends by it
-        return _watched(exchange, request, response)
+        return _watched(exchange, response)
 
     def _send(self, request: Any, args: Any, options: Any) -> Any:
         try:
@@ -351,16 +328,10 @@ class _FileUpload(_Upload):
 # --- responses ----------------------------------------------------------------------------------------
 
 
-def _watched(exchange: Exchange, request: Any, response: Any) -> Any:
-    headers, status, raw = response.headers, response.status_code, response.raw
+def _watched(exchange: Exchange, response: Any) -> Any:
+    raw = response.raw
     has_stream = isinstance(raw, HTTPResponse)
-    bodiless = request.method == "HEAD" or status in {101, 204, 304} or headers.get("content-length") == "0"
-    exchange.head(
-        status,
-        retry_after=headers.get("retry-after"),
-        content_type=headers.get("content-type"),
-        empty=bodiless or not has_stream,
-    )
+    exchange.head(response.status_code, response.headers, empty=not has_stream)
     if has_stream:
         raw.enforce_content_length = True  # urllib3 1 takes half a body for a whole one
         parts: tuple[Any, Any] = (raw, response)
@@ -441,6 +412,19 @@ def _reported(exchange: Exchange, parts: Iterator[Any]) -> Iterator[Any]:
 # --- the default probe --------------------------------------------------------------------------------
 
 
+def _locate(guard: SessionGuard, session: Any, url: str) -> None:
+    """Give the dependency of a session its default probe."""
+
+    def make(path: str) -> Callable[[], None]:
+        parts = urlsplit(url)
+        base = f"{parts.scheme}://{parts.netloc}"
+        if not path.startswith("/"):
+            base = f"{base}{parts.path}".rstrip("/") + "/"
+        return _probe(session, base + path, guard.dependency)
+
+    guard.locate(make)
+
+
 def _probe(session: Any, url: str, dependency: Dependency) -> Callable[[], None]:
     def probe() -> None:
         request = requests.Request("GET", url).prepare()
@@ -455,7 +439,7 @@ def _probe(session: Any, url: str, dependency: Dependency) -> Callable[[], None]
             if waits.ended:
                 raise _half_a_head(request, response)
             try:
-                judge_probe(dependency, response.status_code, response.headers.get("retry-after"))
+                judge_probe(dependency, response.status_code, response.headers)
             finally:
                 response.close()
         finally:
