@@ -17,7 +17,7 @@ from .ledger import LedgerOutcome, outcome_of
 from .operations import Operation
 from .questions import aask, ask
 from .subjects import subject_reader
-from .ticket import Ticket
+from .ticket import Step, held
 
 if TYPE_CHECKING:
     from .gate import Gate
@@ -113,12 +113,12 @@ def _gate_async(function: Any, act: Callable[[Any, Any], Act]) -> Callable[..., 
 class Act:
     """One act: entering asks the gate and writes the intent, leaving writes what became of it.
 
-    A generator's is entered at its first step, and its ticket is shown for one step at a time.
+    A generator's is entered at its first step, and runs for one step at a time.
     """
 
     __slots__ = (
-        "_asked", "_fault", "_gate", "_grant", "_intent", "_operation", "_population", "_subject", "_ticket",
-        "deferred",
+        "_asked", "_fault", "_gate", "_grant", "_intent", "_operation", "_population", "_stepwise",
+        "_subject", "_token", "deferred", "runs",
     )  # fmt: skip
 
     def __init__(
@@ -134,11 +134,15 @@ class Act:
         self._operation = operation
         self._subject = subject
         self._grant = grant
+        self._stepwise = stepwise
         self._population: Population | None = None
-        self._asked = False
         self._fault: Exception | None = None
-        self._ticket = None if stepwise else Ticket(operation.name, self)
-        self.deferred = False
+        self._asked = self.deferred = self.runs = False
+
+    @property
+    def name(self) -> str:
+        """The operation's name."""
+        return self._operation.name
 
     def is_prepared(self) -> bool:
         """Whether nothing has to be asked before, or it was."""
@@ -157,11 +161,15 @@ class Act:
         try:
             if self._fault is not None:
                 raise self._fault
-            if not self.is_prepared():
-                self._population = ask(gate.questions(operation))
-            self._intent = gate.admit(operation, self._subject, self._grant, self._population)
-            if self._ticket is not None:
-                self._ticket.__enter__()
+            intent = None if self._grant is not None else gate.admit_at_once(operation, self._subject)
+            if intent is None:
+                if not self.is_prepared():
+                    self._population = ask(gate.questions(operation))
+                intent = gate.admit(operation, self._subject, self._grant, self._population)
+            self._intent = intent
+            if not self._stepwise:
+                self.runs = True
+                self._token = held.set(self)
         except OperationBlocked:
             raise
         except Exception as error:  # noqa: BLE001 - cannot tell means no
@@ -171,8 +179,9 @@ class Act:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._ticket is not None:
-            self._ticket.__exit__(None, None, None)
+        if self.runs:
+            self.runs = False
+            held.reset(self._token)
         if self.deferred:
             outcome, why = LedgerOutcome.DEFERRED, ""
         elif error is None:
@@ -186,7 +195,7 @@ class Act:
         self._gate.recheck(self._operation, self._subject, self._grant)
 
     def sharing(self) -> AbstractContextManager[object]:
-        return Ticket(self._operation.name, self)
+        return Step(self)
 
     def abandon(self) -> None:
         pass

@@ -122,6 +122,12 @@ class Gate:
             return Verdict(operation=name, trigger=Trigger.AUTOMATIC, subject=subject, reasons=(reason,))
         return self._judge(operation, subject, None, ())
 
+    def admit_at_once(self, operation: Operation, subject: str | None) -> Intent | None:
+        """Write the intent and give it where there is nothing to judge, `None` elsewhere."""
+        if not self._is_plainly_well(operation):
+            return None
+        return self._home._ledger.intent(operation.name, operation.trigger, subject, _scope_name())
+
     def admit(
         self,
         operation: Operation,
@@ -130,10 +136,6 @@ class Gate:
         population: Population | None,
     ) -> Intent:
         """Write the intent and give it, or raise `OperationBlocked`."""
-        if grant is None and self._is_plainly_well(operation):
-            return self._home._ledger.intent(
-                operation.name, operation.trigger, subject, _scope_name(), (), ""
-            )
         found = self.nominate(operation, (subject,), population)
         verdict = self._judge(operation, subject, grant, found)
         if not verdict.allowed:

@@ -17,8 +17,8 @@ import sys
 import threading
 import weakref
 from asyncio import _get_running_loop as _running_loop
-from collections.abc import Collection, Iterator, Mapping
-from types import CodeType, FrameType
+from collections.abc import Container, Iterator, Mapping
+from types import FrameType
 from typing import Any, Final, NamedTuple
 
 from ..errors import OperationBlocked, Refused
@@ -27,10 +27,10 @@ from .describe import cause_of
 _MARK = "_safehold"
 _future: Any = concurrent.futures.Future
 _HANDLE_RUN: Final = asyncio.Handle._run.__code__
-_CALLBACKS: Final = {
-    weakref.finalize.__call__.__code__: "in a finaliser",
-    _future._invoke_callbacks.__code__: "in a future's done-callback",
-    _HANDLE_RUN: "in a future's done-callback",
+_CALLBACKS: Final = {  # by id, since a code object's own hash is slow
+    id(weakref.finalize.__call__.__code__): "in a finaliser",
+    id(_future._invoke_callbacks.__code__): "in a future's done-callback",
+    id(_HANDLE_RUN): "in a future's done-callback",
 }
 _main = threading.main_thread()
 _DEEPEST = 1000
@@ -143,11 +143,23 @@ def _links(error: BaseException) -> Iterator[BaseException]:
             waiting.extend(link.exceptions)
 
 
-_exiting = threading.Event()
-atexit.register(_exiting.set)
-_STANDARD_SIGNALS = tuple(
-    int(number) for number in signal.valid_signals() if number < getattr(signal, "SIGRTMIN", 32)
-)
+_exiting = False
+
+
+@atexit.register
+def _exit() -> None:
+    global _exiting  # noqa: PLW0603 - one process
+    _exiting = True
+
+
+_SIGNALS = tuple(
+    int(getattr(signal, name))
+    for name in (
+        "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGCHLD", "SIGCONT",
+    )
+    if hasattr(signal, name)
+)  # fmt: skip
+"""Those that programs handle; to look for the others as well would cost more than the rest of the gate."""
 
 
 def finalising() -> str | None:
@@ -158,44 +170,42 @@ def finalising() -> str | None:
     ended; other threads may outlive it for as long as they work, and are not at their end. A bare
     `weakref.ref` callback leaves no trace on the stack; `weakref.finalize` does.
     """
-    thread = threading.get_ident()
-    in_main = thread == _main.ident
-    if (in_main and not _main.is_alive()) or _exiting.is_set() or sys.is_finalizing():
+    in_main = threading.get_ident() == _main.ident
+    if (in_main and not _main.is_alive()) or _exiting or sys.is_finalizing():
         return "at interpreter exit"
     found = None
-    in_loop = _running_loop() is not None
     handlers = _signal_handlers() if in_main else ()
+    in_loop = _running_loop() is not None
     frame: FrameType | None = sys._getframe(1)
-    for _ in range(_DEEPEST):
-        if frame is None:
-            break
+    while frame is not None:
         code = frame.f_code
-        if code in _CALLBACKS:
+        key = id(code)
+        if key in _CALLBACKS:
             if code is not _HANDLE_RUN:
-                return _CALLBACKS[code]
+                return _CALLBACKS[key]
             if in_loop and asyncio.current_task() is None and _runs_done_callback(frame):
-                return "in a future's done-callback"
+                return _CALLBACKS[key]
             in_loop = False  # the loop's own frames, and whatever has started it, say nothing more
+        elif key in handlers:
+            found = "in a signal handler"
         elif code.co_name == "__del__":
             return "in a finaliser"
-        elif code in handlers:
-            found = "in a signal handler"
         frame = frame.f_back
     return found
 
 
-def _signal_handlers() -> Collection[CodeType]:
-    """Give the code of what handles signals in this process; they run on the main thread only."""
-    global _handlers  # noqa: PLW0603 - one process, one table of handlers
-    handlers, codes = _handlers
-    now = [*map(_signal.getsignal, _STANDARD_SIGNALS)]
+def _signal_handlers() -> Container[int]:
+    """Give the ids of the code that handles signals in this process; it runs on the main thread only."""
+    global _handlers  # noqa: PLW0603 - one process, one table
+    handlers, ids = _handlers
+    now = [*map(_signal.getsignal, _SIGNALS)]
     if now != handlers:
-        codes = [code for handler in now if (code := getattr(handler, "__code__", None)) is not None]
-        _handlers = now, codes
-    return codes
+        ids = {id(code) for handler in now if (code := getattr(handler, "__code__", None)) is not None}
+        _handlers = now, ids
+    return ids
 
 
-_handlers: tuple[list[Any], list[CodeType]] = [], []
+_handlers: tuple[list[Any], set[int]] = [], set()
 
 
 def _runs_done_callback(frame: FrameType) -> bool:

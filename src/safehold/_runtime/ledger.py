@@ -77,14 +77,10 @@ class Entry:
 _FIELDS: Final = tuple(field.name for field in fields(Entry))
 
 
-class Intent:
-    """The first line of an act, to be followed by its outcome."""
-
-    __slots__ = ("line", "sequence")
-
-    def __init__(self, line: tuple[Any, ...]) -> None:
-        self.line = line
-        self.sequence: int | None = None
+Line = tuple[Any, ...]
+"""The fields of an entry, in their order; those at the end may be missing. What is kept is read rarely."""
+Intent = tuple[Line, int | None]
+"""The first line of an act, and its number in the journal."""
 
 
 class Ledger:
@@ -93,8 +89,8 @@ class Ledger:
     def __init__(self, engine: Engine, most: int = MOST_KEPT) -> None:
         self._engine = engine
         self._numbers = count(1)
-        self._acts: deque[tuple[Any, ...]] = deque(maxlen=2 * most)  # fields of entries; single atomic steps
-        self._blocks: OrderedDict[tuple[str, str, bool], tuple[Any, ...]] = OrderedDict()  # written in steps
+        self._acts: deque[Line] = deque(maxlen=2 * most)  # fields of entries; single atomic steps
+        self._blocks: OrderedDict[tuple[str, str, bool], Line] = OrderedDict()  # written in steps
         self._most = most
         self._journal: Journal | None = None
         self._alone = Exclusive("the ledger")
@@ -126,7 +122,7 @@ class Ledger:
     def entries(self, operation: str | None = None) -> tuple[Entry, ...]:
         """Give what is kept in memory, the oldest first; of one operation, or of all."""
         blocks: list[Any] = self._engine.run(lambda: list(self._blocks.values()), interrupted=list)
-        kept = sorted([*self._acts.copy(), *blocks], key=lambda line: line[0])
+        kept = sorted([*map(_line, self._acts.copy()), *blocks], key=lambda line: line[0])
         entries = (Entry(**dict(zip(_FIELDS, line, strict=False))) for line in kept)
         return tuple(entry for entry in entries if operation in (None, entry.operation))
 
@@ -143,22 +139,17 @@ class Ledger:
             next(self._numbers), self._engine.clock.wall(), operation, trigger, LedgerOutcome.INTENT, subject,
             scope, None, *more,
         )  # fmt: skip
-        intent = Intent(line)
-        if self._journal is not None:
-            intent.sequence = self._write(self._journal, line, durable=True)
+        journal = self._journal
+        sequence = None if journal is None else self._write(journal, line, durable=True)
         self._acts.append(line)
-        return intent
+        return line, sequence
 
     def outcome(self, intent: Intent, outcome: LedgerOutcome, why: str = "") -> None:
         """Write what became of it."""
-        number, _, operation, trigger, _, subject, scope, _, *more = intent.line
-        line = (
-            next(self._numbers), self._engine.clock.wall(), operation, trigger, outcome, subject, scope,
-            number, (), why, *more[2:],
-        )  # fmt: skip
-        self._acts.append(line)
+        told = (next(self._numbers), self._engine.clock.wall(), outcome, why, intent[0])
+        self._acts.append(told)
         if self._journal is not None:
-            self._write(self._journal, line, durable=False, intent=intent.sequence)
+            self._write(self._journal, _line(told), durable=False, intent=intent[1])
 
     def note(
         self,
@@ -184,7 +175,7 @@ class Ledger:
         key = (verdict.operation, verdict.reasons[0].code, enforced)
         at = self._engine.clock.wall()
 
-        def write() -> tuple[Any, ...]:
+        def write() -> Line:
             known = self._blocks.pop(key, None)
             self._blocks[key] = line = (
                 next(self._numbers),
@@ -203,16 +194,14 @@ class Ledger:
                 self._blocks.popitem(last=False)
             return line
 
-        line = cast("tuple[Any, ...] | None", self._engine.run(write))  # it may have to wait
+        line = cast("Line | None", self._engine.run(write))  # it may have to wait
         if self._journal is not None and line is not None and line[-1].bit_count() == 1:  # 1, 2, 4, 8, ...
             try:
                 self._write(self._journal, line, durable=False)
             except Exception as error:  # noqa: BLE001 - it is blocked all the same
                 log.fault("ledger_failed", error, operation=verdict.operation)
 
-    def _write(
-        self, journal: Journal, line: tuple[Any, ...], *, durable: bool, intent: int | None = None
-    ) -> int:
+    def _write(self, journal: Journal, line: Line, *, durable: bool, intent: int | None = None) -> int:
         told = {
             name: value for name, value in zip(_FIELDS, line, strict=False) if value not in (None, (), "")
         }
@@ -223,6 +212,15 @@ class Ledger:
             told["intent"] = intent
         with self._alone:
             return journal.append(told, durable=durable)
+
+
+def _line(kept: Line) -> Line:
+    """Give a line in full: an outcome is kept with the line of its intent."""
+    if not isinstance(kept[-1], tuple) or len(kept) != 5:
+        return kept
+    number, at, outcome, why, intent = kept
+    told, _, operation, trigger, _, subject, scope, *more = intent
+    return (number, at, operation, trigger, outcome, subject, scope, told, (), why, *more[3:])
 
 
 def outcome_of(error: BaseException | None) -> tuple[LedgerOutcome, str]:

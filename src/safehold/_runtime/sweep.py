@@ -239,7 +239,7 @@ class BaseSweep:
         well = all(dependency.state is HealthState.HEALTHY for dependency in required)
         misses = [d._breaker.last_miss for d in required if d._breaker.last_miss is not None]
         sick = watch.void_before() if home._gate.is_watched else None
-        quiet_from = max([-math.inf, *misses, *([] if sick is None else [sick])])
+        quiet_from: float = max([-math.inf, *misses, -math.inf if sick is None else sick])
         stamp = {d.name: d.epoch_stamp for d in required if d.epoch_stamp}
         ripe = self._marks.round(
             readings, now, clean=clean and well, well_since=quiet_from if well else None, stamp=stamp

@@ -6,49 +6,60 @@ context, into child tasks and `asyncio.to_thread`, and is worth nothing once the
 
 from __future__ import annotations
 
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Protocol
 
-_held: ContextVar[Ticket | None] = ContextVar("safehold_ticket", default=None)
-
 
 class Running(Protocol):
-    """What runs, and can be asked whether it may go on."""
+    """An act that runs, or that has run."""
 
+    @property
+    def name(self) -> str: ...
+    @property
+    def runs(self) -> bool: ...
     def recheck(self) -> None: ...
 
 
-class Ticket:
-    """The stretch in which an operation runs: `with Ticket(name): ...`."""
+held: ContextVar[Running | None] = ContextVar("safehold_ticket", default=None)
 
-    __slots__ = ("_open", "_token", "act", "operation")
 
-    def __init__(self, operation: str, act: Running | None = None) -> None:
-        self.operation = operation
-        self.act = act
-        self._open = False
-        self._token: Token[Ticket | None] | None = None
+class Step:
+    """One step of an act that runs in steps: `with Step(act): ...`."""
+
+    __slots__ = ("_act", "_token", "runs")
+
+    def __init__(self, act: Running) -> None:
+        self._act = act
+        self.runs = False
+
+    @property
+    def name(self) -> str:
+        """The operation's name."""
+        return self._act.name
+
+    def recheck(self) -> None:
+        """Decide again."""
+        self._act.recheck()
 
     def __enter__(self) -> None:
-        self._open = True
-        self._token = _held.set(self)
+        self.runs = True
+        self._token = held.set(self)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._open = False
-        if self._token is not None:
-            _held.reset(self._token)
+        self.runs = False
+        held.reset(self._token)
 
 
 def running_operation() -> str | None:
     """Name the operation inside which this runs; `None` outside of all."""
-    ticket = _held.get()
-    return None if ticket is None or not ticket._open else ticket.operation
+    act = running_act()
+    return None if act is None else act.name
 
 
 def running_act() -> Running | None:
     """Give the act inside which this runs; `None` outside of all."""
-    ticket = _held.get()
-    return None if ticket is None or not ticket._open else ticket.act
+    act = held.get()
+    return None if act is None or not act.runs else act
