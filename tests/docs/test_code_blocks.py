@@ -100,6 +100,7 @@ def test_every_public_name_is_in_the_reference(name: str) -> None:
         "callsites.process",
         "testing.proxy",
         "testing.servers",
+        "witnesses",
     ],
 )
 def test_every_public_name_of_a_module_is_in_the_reference(module: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from datetime import datetime
 from typing import Final
 
@@ -10,7 +9,8 @@ from .._core.configuration import check_number
 from .._core.evidence import ABSENT, PRESENT, Presence
 from .._core.unproven import Unproven
 
-_PLAUSIBLE: Final = 946_684_800.0  # 2000-01-01: what lies before is a default, or another clock's reading
+_EARLIEST: Final = 946_684_800.0  # 2000-01-01: what lies before is a default, or another clock's reading
+_LATEST: Final = 10_000_000_000.0  # 2286: what lies after is counted in smaller units
 
 
 def silent_for(last_seen: object, *, now: float, at_least: float) -> Presence:
@@ -38,10 +38,10 @@ def _seconds(given: object, what: str) -> float:
             msg = f"{what} has no time zone"
             raise Unproven(msg)
         value = value.timestamp()
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not isinstance(value, int | float):
         msg = f"{what} is no time: {type(given).__name__}"
         raise Unproven(msg)
-    if not math.isfinite(value) or value < _PLAUSIBLE:
+    if not _EARLIEST <= value < _LATEST:  # nor is `nan`
         msg = f"{what} is not a plausible time in seconds"
         raise Unproven(msg)
     return float(value)
