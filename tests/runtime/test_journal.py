@@ -232,6 +232,16 @@ def test_an_honest_line_of_another_journal_does_not_fit(journal: Journal, path: 
     assert "vouches for another line" in fault.what
 
 
+def test_a_first_line_that_follows_another_is_found(journal: Journal, path: Path) -> None:
+    """Number 1 vouches for nothing: what came before it was taken away, and the rest numbered anew."""
+    fill(journal, 1)
+    stamp = {"pid": 1, "boot": ""}
+    path.write_bytes(chain.encode({}, chain.Link(0, "1" * 32), stamp)[0])
+    fault = verify(path).first_fault
+    assert fault is not None
+    assert "says that it is the first" in fault.what
+
+
 def test_a_file_in_the_middle_that_is_cut_or_missing(path: Path) -> None:
     """Older files end with whole lines, and follow one another."""
     fill(Journal(path, most_bytes=500, most_files=9), 12)
@@ -519,6 +529,29 @@ def test_a_child_does_not_keep_a_dead_parents_lock(path: Path) -> None:
     os.wait()
     os.read(ready, 1)
     print(Journal({str(path)!r}, patience=2).append({{}}, durable=True))
+    """
+    assert python(script) == "1\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork") or sys.platform != "linux", reason="forks, on Linux")
+def test_a_child_that_python_did_not_prepare_does_not_keep_the_lock(path: Path) -> None:
+    """Native code may fork as well; what such a child inherits is given back for it by the parent."""
+    script = f"""
+    import os
+    from safehold._runtime import private
+    from safehold._runtime.journal import Journal
+    journal = Journal({str(path)!r})
+    private._places.clear()
+    until, end = os.pipe()
+    with journal._place.entered():
+        child = os.fork()
+        if child == 0:
+            os.close(end)
+            os.read(until, 1)
+            os._exit(0)
+    print(Journal({str(path)!r}, patience=2).append({{}}, durable=True))
+    os.close(end)
+    os.waitpid(child, 0)
     """
     assert python(script) == "1\n"
 
