@@ -159,3 +159,27 @@ def test_mock_of_a_backoff_is_called_as_redis_py_calls_it(dependency: Dependency
     with mock.patch.object(made, "compute", return_value=0.0) as patched:
         assert backoff.compute(3) == 0.0
     assert patched.call_args_list == [mock.call(3)]
+
+
+@pytest.mark.parametrize("name", ["set_parser", "on_connect", "make_connection"])
+def test_mock_below_a_client_is_called_as_redis_py_calls_it(dependency: Dependency, name: str) -> None:
+    """What bounds the answers stands in for single methods of a pool, a connection and a parser."""
+    pool: Any = guard_client(redis.Redis(), dependency).connection_pool
+    connection = pool.make_connection()
+    of = {"set_parser": connection, "on_connect": connection._parser, "make_connection": pool}[name]
+    plain = connection._parser if name == "set_parser" else None  # it is looked at afterwards
+    given = () if name == "make_connection" else (connection,)
+    with mock.patch.object(type(of), name, return_value=plain) as patched:
+        getattr(of, name)(*given)
+    assert patched.call_args_list == [mock.call(*given)]
+
+
+@pytest.mark.parametrize("spec", [None, redis.Connection])
+def test_mock_of_a_connection_is_let_be(dependency: Dependency, spec: Any) -> None:
+    """It has no buffer that could be another, whatever it claims to be."""
+    connection = mock.Mock(spec=spec)
+    pool: Any = redis.ConnectionPool()
+    pool._available_connections.append(connection)
+    guard_client(redis.Redis(connection_pool=pool), dependency)
+    with mock.patch.object(redis.ConnectionPool, "make_connection", return_value=connection):
+        assert pool.make_connection() is connection

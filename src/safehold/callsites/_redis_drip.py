@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from functools import partial
 from time import monotonic
 from typing import Any, Final
 
@@ -22,6 +21,7 @@ from redis._parsers.socket import SocketBuffer
 from redis.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from ._redis_parent import parents
 from ._redis_retry import connections_of
 
 PROGRESS: Final = 1024
@@ -99,7 +99,7 @@ def bound_answers(pool: Any) -> None:
 def _bound(connection: Any) -> Any:
     """Let a connection put steady buffers into its parsers; give it back."""
     inner = getattr(connection, "_conn", connection)  # of one that caches
-    if isinstance(inner, AbstractConnection) and not isinstance(inner.set_parser, _Instead):
+    if issubclass(type(inner), AbstractConnection) and not isinstance(inner.set_parser, _Instead):  # no mock
         _put_instead(inner, "set_parser", _set_parser)
         _steady(inner._parser)
     return connection
@@ -136,7 +136,7 @@ class _Instead:
 
     def __call__(self, *args: Any) -> Any:
         of: Any = self._of()
-        return self._does(of, partial(getattr(type(of), self._name), of), *args)
+        return self._does(of, parents(type(of), self._name, of), *args)
 
 
 def _put_instead(of: Any, name: str, does: Any) -> None:
