@@ -55,6 +55,7 @@ RULES: Final = {
             "called in a finaliser, a signal handler, a callback or at exit",
             may_be_forced=False,
         ),
+        Rule("no_ticket", "a destructive command was sent outside of all operations", may_be_forced=False),
         Rule("interrupted", "called while a cancellation or a generator's end is being handled"),
         Rule("handling_failure", "called while a failure that a guard saw is being handled"),
         Rule("observer_sick", "this process did not run, or its clocks disagree"),
