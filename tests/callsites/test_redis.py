@@ -190,7 +190,9 @@ def test_client_of_another_dependency_is_turned_away(
     assert guarding(client).dependency is dependency
 
 
-@pytest.mark.parametrize("thing", [None, "redis://", redis.Redis, 1.5], ids=repr)
+@pytest.mark.parametrize(
+    "thing", [None, "redis://", redis.Redis, 1.5, mock.Mock(spec=redis.Redis)], ids=lambda t: type(t).__name__
+)
 def test_what_is_no_client_is_turned_away(dependency: Dependency, thing: Any) -> None:
     """The mistake is told where it is made."""
     with pytest.raises(ConfigurationError, match="client"):

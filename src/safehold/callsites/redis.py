@@ -81,7 +81,7 @@ def guard_client(
     a redis-py client, and for a client of another dependency.
     """
     kinds = (redis.Redis, redis.asyncio.Redis, *CLUSTERS)
-    if not isinstance(cast("object", client), kinds) or isinstance(client, (Pipeline, AsyncPipeline)):
+    if not issubclass(type(client), kinds) or isinstance(client, (Pipeline, AsyncPipeline)):  # nor a mock
         msg = f"client must be a redis-py client, got {client!r}"
         raise ConfigurationError(msg)
     known = guarding(client)
