@@ -27,6 +27,7 @@ from .errors import ConfigurationError, DependencyUnhealthy, OperationBlocked, R
 
 if TYPE_CHECKING:
     from ._payload import Refusal
+    from ._runtime.inventory import Inventory
     from ._runtime.policies import BreakerPolicy, GatePolicy, ProbePolicy
     from ._runtime.report import DependencyReport, HealthReport
 
@@ -38,6 +39,7 @@ _MODELS = {
     "DependencyReport": "_runtime.report",
     "GatePolicy": "_runtime.policies",
     "HealthReport": "_runtime.report",
+    "Inventory": "_runtime.inventory",
     "ProbePolicy": "_runtime.policies",
     "Refusal": "_payload",
 }
@@ -77,6 +79,7 @@ __all__ = [
     "GrantRequest",
     "HealthReport",
     "HealthState",
+    "Inventory",
     "Ledger",
     "LedgerOutcome",
     "Operation",

@@ -31,10 +31,17 @@ def _ledger(argv: list[str]) -> int:
     return ledger(argv)
 
 
+def _ops(argv: list[str]) -> int:
+    from .ops_cli import main as ops  # noqa: PLC0415 - lazily: see above
+
+    return ops(argv)
+
+
 COMMANDS: Final[dict[str, tuple[Callable[[list[str]], int], str]]] = {
     "drill": (_drill, "watch a real outage, with and without protection; under a minute, no root"),
     "fault-proxy": (_fault_proxy, "forward connections, and break them on command"),
     "ledger": (_ledger, "read a ledger that is kept in files, and tell whether it is whole"),
+    "ops": (_ops, "list an application's destructive operations, and what holds them back"),
 }
 
 

@@ -40,6 +40,7 @@ from .ticket import running_act
 from .witness import WitnessDecorator, Witnesses, testify
 
 if TYPE_CHECKING:
+    from .inventory import Inventory
     from .policies import BreakerPolicy, GatePolicy, ProbePolicy
     from .report import DependencyReport, HealthReport
 
@@ -458,6 +459,12 @@ class Safehold:
     def operations(self) -> tuple[Operation, ...]:
         """Every registered destructive operation, by name."""
         return self._gate.operations
+
+    def inventory(self) -> Inventory:
+        """Give every registered operation with what it requires and demands, for people to review."""
+        from .inventory import inventory_of  # noqa: PLC0415 - pydantic's models load when they are used
+
+        return inventory_of(self)
 
     def scope(self, name: str = "scope") -> Scope:
         """Open a stretch of work, `with health.scope("sweep"): ...`; misses in it block what it decides."""
