@@ -46,7 +46,7 @@ def test_every_operation_is_listed_with_what_holds_it_back(place: Path) -> None:
     assert code == 0
     for text in (
         "2 destructive operations of svc", "session.reap  (automatic)", "session.terminate  (requested)",
-        "svc:10 terminate", "team sessions", "every critical dependency", "exists, at most 5 s old",
+        "svc:9 terminate", "team sessions", "every critical dependency", "exists, at most 5 s old",
         "5 an hour", "session_id, of type session",
     ):  # fmt: skip
         assert text in told
