@@ -169,6 +169,9 @@ class GatePolicy(_Policy):
     `settle_min`, `settle_max`: bounds, in seconds, of the settle time after an outage, which is as long
     as the outage was (0 <= min <= max; default 30 and 600: long enough for the heartbeats that were
     missed to arrive, short enough that a long night does not block the day).
+    `stall_after`: a process that did not run for so many seconds more than it should have, or whose event loop
+    did not, cannot be trusted (at least 0.5; default 2, as Redis Sentinel's tilt mode).
+    `quiet_time`: it holds operations back for so many seconds afterwards (at least 0; default 30, as there).
     `mode`: `"enforce"`; `"observe"` runs the operation and reports what would have blocked it.
 
     Raises `ConfigurationError`.
@@ -178,6 +181,8 @@ class GatePolicy(_Policy):
     implicit_scope: float = 60.0
     settle_min: float = 30.0
     settle_max: float = 600.0
+    stall_after: float = 2.0
+    quiet_time: float = 30.0
     mode: Literal["enforce", "observe"] = "enforce"
 
     @model_validator(mode="after")
@@ -186,6 +191,8 @@ class GatePolicy(_Policy):
         check_number("implicit_scope", self.implicit_scope, least=0)
         check_number("settle_min", self.settle_min, least=0)
         check_number("settle_max", self.settle_max, least=0)
+        check_number("stall_after", self.stall_after, least=0.5)
+        check_number("quiet_time", self.quiet_time, least=0)
         if self.settle_min > self.settle_max:
             msg = f"settle_min={self.settle_min:g} is larger than settle_max={self.settle_max:g}"
             raise ConfigurationError(msg)
@@ -198,6 +205,8 @@ class GatePolicy(_Policy):
             implicit_scope=self.implicit_scope,
             settle_min=self.settle_min,
             settle_max=self.settle_max,
+            stall_after=self.stall_after,
+            quiet_time=self.quiet_time,
             enforce=self.mode == "enforce",
         )
 
