@@ -234,16 +234,22 @@ def descriptors() -> dict[str, str]:
     return found
 
 
+def _threads() -> set[threading.Thread]:
+    """All but the one that watches the whole process, which stays once it has begun."""
+    return {thread for thread in threading.enumerate() if thread.name != "safehold-observer"}
+
+
 @contextlib.contextmanager
 def nothing_left(side: Side) -> Iterator[None]:
     """Whatever happened in the block: no descriptor, thread or task is left of it."""
     before = descriptors()
-    threads = set(threading.enumerate())
+    threads = _threads()
     yield
     deadline = time.monotonic() + PATIENCE
-    for thread in set(threading.enumerate()) - threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    assert not set(threading.enumerate()) - threads
+    while (more := _threads() - threads) and time.monotonic() < deadline:
+        for thread in more:  # one that ends may have begun another
+            thread.join(max(0.0, deadline - time.monotonic()))
+    assert not more, more
     assert side.tasks() == []
     after = descriptors()
     if len(after) > len(before):
