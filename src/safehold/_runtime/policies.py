@@ -169,9 +169,9 @@ class GatePolicy(_Policy):
     `settle_min`, `settle_max`: bounds, in seconds, of the settle time after an outage, which is as long
     as the outage was (0 <= min <= max; default 30 and 600: long enough for the heartbeats that were
     missed to arrive, short enough that a long night does not block the day).
-    `stall_after`: a process that did not run for so many seconds more than it should have, or whose event loop
-    did not, cannot be trusted (at least 0.5; default 2, as Redis Sentinel's tilt mode).
-    `quiet_time`: it holds operations back for so many seconds afterwards (at least 0; default 30, as there).
+    `stall_after`: a process that did not run for so many seconds more than it should have, or whose event
+    loop did not, is not trusted (at least 0.5; default 2, as Redis Sentinel's tilt mode). `quiet_time`: it
+    holds operations back for so many seconds afterwards (at least 0; default 30, as there).
     `mode`: `"enforce"`; `"observe"` runs the operation and reports what would have blocked it.
 
     Raises `ConfigurationError`.
