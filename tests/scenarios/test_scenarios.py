@@ -22,7 +22,6 @@ ELSEWHERE = {
     "ledger_unavailable": "tests/runtime/test_durable_ledger.py",
     "grant_invalid": "tests/runtime/test_grants.py",
     "no_ticket": "tests/callsites/test_redis_destructive.py",
-    "finalising": "tests/runtime/test_contexts.py",
     "observer_sick": "tests/e2e/test_sick_observer.py",
     "budget_state_lost": "tests/runtime/test_budgets.py",
 }
