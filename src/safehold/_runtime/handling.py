@@ -17,8 +17,8 @@ import sys
 import threading
 import weakref
 from asyncio import _get_running_loop as _running_loop
-from collections.abc import Container, Iterator, Mapping
-from types import FrameType
+from collections.abc import Collection, Iterator, Mapping
+from types import CodeType, FrameType
 from typing import Any, Final, NamedTuple
 
 from ..errors import OperationBlocked, Refused
@@ -27,11 +27,11 @@ from .describe import cause_of
 _MARK = "_safehold"
 _future: Any = concurrent.futures.Future
 _HANDLE_RUN: Final = asyncio.Handle._run.__code__
-_CALLBACKS: Final = {  # by id, since a code object's own hash is slow
-    id(weakref.finalize.__call__.__code__): "in a finaliser",
-    id(_future._invoke_callbacks.__code__): "in a future's done-callback",
-    id(_HANDLE_RUN): "in a future's done-callback",
+_CALLBACKS: Final = {
+    weakref.finalize.__call__.__code__: "in a finaliser",
+    _future._invoke_callbacks.__code__: "in a future's done-callback",
 }
+_NAMES: Final = frozenset({"__del__", _HANDLE_RUN.co_name, *(code.co_name for code in _CALLBACKS)})
 _main = threading.main_thread()
 _DEEPEST = 1000
 
@@ -170,45 +170,49 @@ def finalising() -> str | None:
     ended; other threads may outlive it for as long as they work, and are not at their end. A bare
     `weakref.ref` callback leaves no trace on the stack; `weakref.finalize` does.
     """
-    in_main = threading.get_ident() == _main.ident
-    if (in_main and not _main.is_alive()) or _exiting or sys.is_finalizing():
+    if _exiting or sys.is_finalizing():
         return "at interpreter exit"
+    in_main = threading.get_ident() == _main.ident
+    handlers, names = _signal_handlers() if in_main else _NO_HANDLERS
+    code: CodeType | None = None
     found = None
-    handlers = _signal_handlers() if in_main else ()
-    in_loop = _running_loop() is not None
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
-        key = id(code)
-        if key in _CALLBACKS:
-            if code is not _HANDLE_RUN:
-                return _CALLBACKS[key]
-            if in_loop and asyncio.current_task() is None and _runs_done_callback(frame):
-                return _CALLBACKS[key]
-            in_loop = False  # the loop's own frames, and whatever has started it, say nothing more
-        elif key in handlers:
-            found = "in a signal handler"
-        elif code.co_name == "__del__":
-            return "in a finaliser"
+        if code.co_name in names:  # most have no such name, and this is asked of each
+            if code.co_name == "__del__":
+                return "in a finaliser"
+            if code is _HANDLE_RUN:
+                return "in a future's done-callback" if _runs_done_callback(frame) else found
+            if code in _CALLBACKS:
+                return _CALLBACKS[code]
+            if code in handlers:
+                found = "in a signal handler"
         frame = frame.f_back
+    if in_main and code is not None and code.co_name != "<module>" and not _main.is_alive():
+        return "at interpreter exit"  # what a program runs begins in a module, what the exit runs does not
     return found
 
 
-def _signal_handlers() -> Container[int]:
-    """Give the ids of the code that handles signals in this process; it runs on the main thread only."""
+def _signal_handlers() -> tuple[Collection[CodeType], Collection[str]]:
+    """Give the code that handles signals in this process, on its main thread, and all names to look at."""
     global _handlers  # noqa: PLW0603 - one process, one table
-    handlers, ids = _handlers
+    handlers, known = _handlers
     now = [*map(_signal.getsignal, _SIGNALS)]
     if now != handlers:
-        ids = {id(code) for handler in now if (code := getattr(handler, "__code__", None)) is not None}
-        _handlers = now, ids
-    return ids
+        codes = frozenset(code for one in now if (code := getattr(one, "__code__", None)) is not None)
+        known = codes, _NAMES | {code.co_name for code in codes}
+        _handlers = now, known
+    return known
 
 
-_handlers: tuple[list[Any], set[int]] = [], set()
+_NO_HANDLERS: Final[tuple[Collection[CodeType], Collection[str]]] = (frozenset(), _NAMES)
+_handlers: tuple[list[Any], tuple[Collection[CodeType], Collection[str]]] = [], _NO_HANDLERS
 
 
 def _runs_done_callback(frame: FrameType) -> bool:
-    """Whether the loop runs what was added to a future that is done, not what it was asked to call."""
+    """Whether the loop runs what was added to a future that is done: no task, and nothing of its own."""
+    if _running_loop() is None or asyncio.current_task() is not None:
+        return False
     handed: tuple[Any, ...] = getattr(frame.f_locals.get("self"), "_args", None) or ()
     return len(handed) == 1 and isinstance(handed[0], asyncio.Future) and handed[0].done()
