@@ -165,6 +165,15 @@ def test_a_rotation_that_was_cut_short(path: Path, done: int, monkeypatch: pytes
     assert (last.ok, last.lines) == (True, after.lines + 5)
 
 
+def test_a_rotation_that_was_cut_short_at_its_end(path: Path) -> None:
+    """The newest file has its new name, and the next one is not begun."""
+    fill(Journal(path), 3)
+    path.rename(path.with_name("ledger.jsonl.1"))
+    assert verify(path).ok
+    assert Journal(path).append({}, durable=False) == 4
+    assert verify(path).ok
+
+
 # Faults that are found
 
 
@@ -827,10 +836,24 @@ def test_only_one_reconciles(journal: Journal, path: Path) -> None:
     assert journal.reconcile() == 3
 
 
+def test_what_is_reconciled_lasts(journal: Journal, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is on the disk when this returns; one fsync is enough for all."""
+    fill(journal, 1)
+    for _ in range(3):
+        journal.append(INTENT, durable=True)
+    synced: list[int] = []
+    monkeypatch.setattr(journals, "is_gone", lambda pid, boot: True)
+    monkeypatch.setattr(os, "fsync", synced.append)
+    assert journal.reconcile() == 3
+    assert len(synced) == 1
+
+
 def test_an_intent_as_long_as_a_line_can_be(journal: Journal, path: Path, monkeypatch: Any) -> None:
     """Gets a short outcome, instead of being in the way for ever."""
-    empty = len(json.dumps({"outcome": "intent", "subject": ""})) + 250
-    journal.append({"outcome": "intent", "subject": "s" * (chain.MOST_LINE - empty)}, durable=True)
+    empty = Journal(path.with_name("other.jsonl"))
+    empty.append({"outcome": "intent", "subject": ""}, durable=False)
+    room = chain.MOST_LINE - empty.path.stat().st_size
+    journal.append({"outcome": "intent", "subject": "s" * room}, durable=True)
     monkeypatch.setattr(journals, "is_gone", lambda pid, boot: True)
     assert journal.reconcile() == 1
     assert verify(path).open_intents == ()
@@ -848,10 +871,13 @@ def test_another_life_with_the_same_number() -> None:
 
 def test_a_dead_child_that_nobody_fetched_is_gone() -> None:
     """A zombie writes nothing any more."""
-    child = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
-    assert child.stdout is not None
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    boot = incarnation(child.pid)
+    assert boot
+    assert not is_gone(child.pid, boot)
+    child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert is_gone(child.pid, "whatever")
+    assert is_gone(child.pid, boot)
     child.communicate(timeout=30)
 
 
@@ -885,6 +911,23 @@ def test_reading_beside_a_writer_that_rotates(path: Path) -> None:
     finally:
         writer.kill()
         writer.communicate(timeout=30)
+
+
+def test_a_rotation_in_the_middle_of_a_reading(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was opened before it and what is opened after it do not fit, so all is opened again."""
+    journal = Journal(path, most_bytes=500, most_files=9)
+    fill(journal, 5)
+    real, opened = chain._open, list[Path]()
+
+    def opening(one: Path) -> Any:
+        opened.append(one)
+        if len(opened) == 2:
+            fill(journal, 3)
+        return real(one)
+
+    monkeypatch.setattr(chain, "_open", opening)
+    report = verify(path)
+    assert (report.ok, report.lines) == (True, 8), report.first_fault
 
 
 def test_nothing_stays_open(journal: Journal, path: Path) -> None:
