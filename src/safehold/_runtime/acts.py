@@ -49,13 +49,20 @@ class Making:
         kinds, function = self._kinds, self._function
         if kinds.is_generator or kinds.is_async_generator:
             around = around_generator if kinds.is_generator else around_async_generator
-            return around(function, partial(self._act, grant, stepwise=True))
-        return (_gate_async if kinds.is_async else _gate)(function, partial(self._act, grant))
+            return around(function, self._acts(grant, stepwise=True))
+        return (_gate_async if kinds.is_async else _gate)(function, self._acts(grant, stepwise=False))
 
-    def _act(
-        self, grant: Grant | None, args: tuple[Any, ...], kwargs: dict[str, Any], *, stepwise: bool = False
-    ) -> Act:
-        return Act(self._gate, self.operation, self._read_subject(args, kwargs), grant, stepwise=stepwise)
+    def _acts(self, grant: Grant | None, *, stepwise: bool) -> Callable[[Any, Any], Act]:
+        """Give what makes an act of a call's arguments."""
+        gate, operation, read = self._gate, self.operation, self._read_subject
+
+        def act(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Act:
+            return Act(gate, operation, read(args, kwargs), grant, stepwise=stepwise)
+
+        def act_without_subject(_: tuple[Any, ...], __: dict[str, Any]) -> Act:
+            return Act(gate, operation, None, grant, stepwise=stepwise)
+
+        return act_without_subject if operation.subject is None else act
 
 
 def making_of(function: Any) -> tuple[Making, tuple[Any, ...], dict[str, Any]]:
@@ -128,7 +135,7 @@ class Act:
         subject: str | None,
         grant: Grant | None,
         *,
-        stepwise: bool = False,
+        stepwise: bool,
     ) -> None:
         self._gate = gate
         self._operation = operation

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Generator
+from contextlib import closing
+from contextlib import closing
 from typing import Any, TypeVar
 
 from .._core.configuration import ConfigurationError
@@ -19,35 +21,37 @@ Questions = Generator[Callable[[], Any], Any, R]
 
 def ask(questions: Questions[R]) -> R:
     """Ask from sync code. A function that wants to be awaited is an error there."""
-    step: Callable[[Any], Callable[[], Any]] = questions.send
-    given: Any = None
-    while True:
-        try:
-            function = step(given)
-        except StopIteration as stop:
-            result: R = stop.value
-            return result
-        try:
-            step, given = questions.send, _at_once(function())
-        except Exception as error:  # noqa: BLE001 - it is for the questions to judge
-            step, given = questions.throw, error
+    with closing(questions):
+        step: Callable[[Any], Callable[[], Any]] = questions.send
+        given: Any = None
+        while True:
+            try:
+                function = step(given)
+            except StopIteration as stop:
+                result: R = stop.value
+                return result
+            try:
+                step, given = questions.send, _at_once(function())
+            except Exception as error:  # noqa: BLE001 - it is for the questions to judge
+                step, given = questions.throw, error
 
 
 async def aask(questions: Questions[R]) -> R:
     """Ask from a task."""
-    step: Callable[[Any], Callable[[], Any]] = questions.send
-    given: Any = None
-    while True:
-        try:
-            function = step(given)
-        except StopIteration as stop:
-            result: R = stop.value
-            return result
-        try:
-            answer = function()
-            step, given = questions.send, (await answer) if inspect.isawaitable(answer) else answer
-        except Exception as error:  # noqa: BLE001 - it is for the questions to judge
-            step, given = questions.throw, error
+    with closing(questions):  # at once when the task is cancelled, and not when the error is forgotten
+        step: Callable[[Any], Callable[[], Any]] = questions.send
+        given: Any = None
+        while True:
+            try:
+                function = step(given)
+            except StopIteration as stop:
+                result: R = stop.value
+                return result
+            try:
+                answer = function()
+                step, given = questions.send, (await answer) if inspect.isawaitable(answer) else answer
+            except Exception as error:  # noqa: BLE001 - it is for the questions to judge
+                step, given = questions.throw, error
 
 
 def _at_once(answer: Any) -> Any:
