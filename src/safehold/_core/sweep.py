@@ -8,9 +8,10 @@ mark; a round in which something failed says nothing about any subject, and its 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
+from .budget import key_of
 from .evidence import ABSENT, Presence
 
 MOST_MARKS: Final = 10_000
@@ -18,10 +19,14 @@ MOST_MARKS: Final = 10_000
 
 
 class SweepSettings(NamedTuple):
-    """What makes a subject ripe: so many confirmations, and so many watched seconds since the first."""
+    """What makes a subject ripe: so many confirmations, and so many watched seconds since the first.
+
+    Between two rounds `gap` seconds are watched at most: for longer, nobody was looking.
+    """
 
     confirmations: int = 2
     wait: float = 60.0
+    gap: float = 300.0
 
 
 class Mark(NamedTuple):
@@ -36,7 +41,7 @@ class Marks:
 
     def __init__(self, settings: SweepSettings) -> None:
         self._settings = settings
-        self._marks: dict[str, Mark] = {}
+        self._marks: dict[str, Mark] = {}  # by digest
         self._stamp: Mapping[str, str] = {}
         self._looked: float | None = None  # when the last round began that counts
 
@@ -55,30 +60,34 @@ class Marks:
         """Take in what one round has found, and give what is ripe.
 
         `clean` says that nothing failed in it, `well_since` since when the source and this process have been
-        well (`None`: they are not). In a round that is not clean nothing is learnt and nothing is ripe.
+        well (`None`: they are not). In a round that is not clean, or of a source that is not well, nothing is
+        learnt and nothing is ripe.
         """
         if stamp != self._stamp:
             self._marks.clear()
-            self._stamp = dict(stamp)
-        if not clean:
+            self._stamp, self._looked = dict(stamp), None
+        if not clean or well_since is None:
             self._looked = None
             return []
-        watched_from = self._looked
-        watched = watched_from is not None and well_since is not None and well_since <= watched_from
-        more = now - watched_from if watched and watched_from is not None else 0.0
-        self._looked = now
-        kept: dict[str, Mark] = {}
-        for subject, presence in readings.items():
-            if presence is ABSENT and (subject in self._marks or len(kept) < MOST_MARKS):
-                mark = self._marks.get(subject)
-                kept[subject] = Mark(1, 0.0) if mark is None else Mark(mark.readings + 1, mark.watched + more)
+        looked, self._looked = self._looked, now
+        more = min(now - looked, self._settings.gap) if looked is not None and well_since < looked else 0.0
+        before, kept = self._marks, dict[str, Mark]()
+        absent = {key_of(subject): subject for subject, found in readings.items() if found is ABSENT}
+        for key in absent.keys() & before.keys():
+            kept[key] = Mark(before[key].readings + 1, before[key].watched + more)
+        for key in absent:  # in the order in which they were nominated
+            if key not in kept and len(kept) < MOST_MARKS:
+                kept[key] = Mark(1, 0.0)
         self._marks = kept
-        return [subject for subject, mark in kept.items() if self._is_ripe(mark)]
+        return [subject for key, subject in absent.items() if key in kept and self._is_ripe(kept[key])]
 
-    def forget(self, subjects: Collection[str]) -> None:
-        """Let what was acted upon be proven afresh, should it come up again."""
-        for subject in subjects:
-            self._marks.pop(subject, None)
+    def take(self, subjects: Iterable[str]) -> dict[str, Mark]:
+        """Take out the marks of what is about to be acted upon: it has to be proven afresh after that."""
+        return {subject: self._marks.pop(key_of(subject)) for subject in subjects}
+
+    def put_back(self, taken: Mapping[str, Mark]) -> None:
+        """Put back the marks of what was not acted upon after all."""
+        self._marks |= {key_of(subject): mark for subject, mark in taken.items()}
 
     def _is_ripe(self, mark: Mark) -> bool:
         return mark.readings >= self._settings.confirmations and mark.watched >= self._settings.wait
@@ -87,18 +96,26 @@ class Marks:
         """Give what is kept over a restart. The time of the restart is not watched."""
         return {
             "stamp": dict(self._stamp),
-            "marks": {subject: [mark.readings, mark.watched] for subject, mark in self._marks.items()},
+            "marks": {key: [mark.readings, mark.watched] for key, mark in self._marks.items()},
         }
 
     def load(self, kept: Any) -> None:
         """Take up what was kept; what makes no sense is no mark."""
-        try:
-            stamp = {str(name): str(lineage) for name, lineage in kept["stamp"].items()}
-            marks = {
-                str(subject): Mark(int(readings), float(watched))
-                for subject, (readings, watched) in kept["marks"].items()
-            }
-        except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
-            return
-        if all(mark.readings >= 0 and 0 <= mark.watched < math.inf for mark in marks.values()):
-            self._marks, self._stamp = dict(list(marks.items())[:MOST_MARKS]), stamp
+        match kept:
+            case {"stamp": dict() as stamp, "marks": dict() as marks} if len(marks) <= MOST_MARKS:
+                read = {str(key): _mark(mark) for key, mark in marks.items()}
+                self._marks = {key: mark for key, mark in read.items() if mark is not None}
+                self._stamp = {str(name): str(lineage) for name, lineage in stamp.items()}
+            case _:
+                pass
+
+
+def _mark(kept: Any) -> Mark | None:
+    match kept:
+        case [int() as readings, int() | float() as watched] if readings >= 1 and 0 <= watched < math.inf:
+            return Mark(readings, float(min(watched, _LONGEST)))
+        case _:
+            return None
+
+
+_LONGEST: Final = 1e9

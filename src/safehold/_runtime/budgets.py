@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .._core.budget import WINDOW, Population, Tally
+from .._core.budget import MOST, WINDOW, Population, Tally
 from .._core.configuration import ConfigurationError, check_count, check_name
 from .exclusive import Exclusive
 
@@ -25,12 +26,17 @@ class Budgets:
         self._engine = engine
         self._tallies: dict[str, Tally] = {}
         self._file: StateFile | None = None
+        self._offset = 0.0  # wall time less monotonic: taken once, so that setting the clock ends no window
         self._alone = Exclusive("the state of the budgets")
 
     def keep(self, path: Path) -> None:
-        """Keep the tallies in a file from now on."""
+        """Keep the tallies in a file from now on. Raises when one was used: it would be forgotten."""
         from .state import StateFile  # noqa: PLC0415 - most budgets are in memory
 
+        if self._tallies:
+            msg = f"state_dir must be configured before a budget is used; {', '.join(self._tallies)} was"
+            raise ConfigurationError(msg)
+        self._offset = self._engine.offset()
         self._file = StateFile(path)
 
     def reborn(self) -> None:
@@ -44,12 +50,12 @@ class Budgets:
         now = self._engine.clock.monotonic()
         if self._file is None:
             return self._engine.run(lambda: change(self._tallies.setdefault(kind, Tally()), now))
-        offset = self._engine.offset()
+        offset = self._offset
         results: list[R] = []
 
         def rewrite(document: Any) -> Any:
             kept, lost_until = _opened(document, now, offset)
-            tally = _tally(kept, kind, now, offset, lost=lost_until > now)
+            tally = _tally(kept, kind, now, offset, lost=now < lost_until)
             results.append(change(tally, now))
             kept[kind] = tally.dump(offset)
             return {"kinds": kept, "lost_until": lost_until + offset}
@@ -58,16 +64,23 @@ class Budgets:
             self._file.update(rewrite)
         return results[0]
 
+    def look(self, kind: str, read: Callable[[Tally], R]) -> R:
+        """Let `read` look at a tally. Nothing is written."""
+        now = self._engine.clock.monotonic()
+        if self._file is None:
+            return self._engine.run(lambda: read(self._tallies.get(kind, Tally()).at(now)))
+        with self._alone:
+            kept, lost_until = _opened(self._file.read(), now, self._offset)
+        return read(_tally(kept, kind, now, self._offset, lost=now < lost_until).at(now))
+
 
 def _opened(document: Any, now: float, offset: float) -> tuple[dict[str, Any], float]:
     """Give the tallies that were kept, and until when those that are missing count as lost."""
-    try:
-        kept, lost_until = document["kinds"], float(document["lost_until"]) - offset
-    except (TypeError, KeyError, ValueError):
-        return {}, now + WINDOW
-    if not isinstance(kept, dict):
-        return {}, now + WINDOW
-    return kept, min(lost_until, now + WINDOW)
+    match document:
+        case {"kinds": dict() as kept, "lost_until": int() | float() as lost} if abs(lost) < MOST:
+            return kept, min(lost - offset, now + WINDOW)
+        case _:
+            return {}, now + WINDOW
 
 
 def _tally(kept: dict[str, Any], kind: str, now: float, offset: float, *, lost: bool) -> Tally:
@@ -75,7 +88,7 @@ def _tally(kept: dict[str, Any], kind: str, now: float, offset: float, *, lost: 
         return Tally.lost(now) if lost else Tally()
     try:
         return Tally.load(kept[kind], now, offset)
-    except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
+    except ValueError:
         return Tally.lost(now)
 
 
@@ -96,7 +109,7 @@ class BudgetHandle:
     @property
     def acts(self) -> int:
         """How many acts were done, or begun, within the last hour."""
-        return self._look(lambda tally: len(tally.acts))
+        return self._look(lambda tally: tally.done)
 
     @property
     def tripped(self) -> str | None:
@@ -117,7 +130,7 @@ class BudgetHandle:
 
     def acknowledge(self, population: int, *, actor: str, reason: str) -> None:
         """Take so many as what there is, the rest as gone. It is written to the ledger first."""
-        check_count("population", population, least=0)
+        _check_size(population)
         self._by_hand("population acknowledged", actor, reason, lambda tally, _: tally.rebase(population))
 
     def _by_hand(self, what: str, actor: str, reason: str, change: Callable[[Tally, float], None]) -> None:
@@ -127,7 +140,7 @@ class BudgetHandle:
         self._budgets.step(self.subject_type, change)
 
     def _look(self, read: Callable[[Tally], R]) -> R:
-        return self._budgets.step(self.subject_type, lambda tally, now: read(tally.at(now)))
+        return self._budgets.look(self.subject_type, read)
 
     def __repr__(self) -> str:
         return f"<Budget of {self.subject_type!r}>"
@@ -135,9 +148,16 @@ class BudgetHandle:
 
 def population_of(answer: Any) -> Population:
     """Take what a population function gave: a number, or a collection that knows its size."""
-    if isinstance(answer, bool) or answer is None:
-        msg = f"population gave {answer!r}, neither a number nor a collection"
+    if answer is None or isinstance(answer, bool | float | str | bytes):
+        msg = f"population gave {answer!r}, neither a whole number nor a collection"
         raise ConfigurationError(msg)
-    size = answer if isinstance(answer, int) else len(answer)
-    check_count("population", size, least=0)
+    size = index(answer) if hasattr(answer, "__index__") else len(answer)
+    _check_size(size)
     return Population(size)
+
+
+def _check_size(population: int) -> None:
+    check_count("population", population, least=0)
+    if population > MOST:
+        msg = f"population must be at most {MOST}, got more"
+        raise ConfigurationError(msg)

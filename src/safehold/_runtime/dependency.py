@@ -235,6 +235,13 @@ class Dependency:
             "" if self._epoch_function is None or reading is None else f"{reading.lineage} {reading.instance}"
         )
 
+    @property
+    def _is_well(self) -> bool:
+        """Whether what is read there may be believed: healthy, and holding the data that was known."""
+        epoch = self._epoch
+        known = self._epoch_function is None or not (epoch.failed or epoch.unexplained)
+        return known and self.state is HealthState.HEALTHY
+
     def acknowledge_epoch(self, *, actor: str, reason: str) -> None:
         """Take the data that is there as the data that is known: a person accepts what was lost.
 

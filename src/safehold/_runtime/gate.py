@@ -13,9 +13,10 @@ import sys
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import datetime
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from .._core.budget import Finding, Population, Tally
+from .._core.budget import Budget, Finding, Population
 from .._core.configuration import ConfigurationError
 from .._core.evidence import Demand
 from .._core.gate import SELF, DependencyFacts, Reason, Situation, Trigger, Verdict, blocked_by, decide
@@ -26,7 +27,7 @@ from .budgets import population_of
 from .clock import SystemClock
 from .describe import cause_of
 from .handling import finalising, handled
-from .ledger import Intent, LedgerOutcome
+from .ledger import Intent, LedgerOutcome, subject_of
 from .observer import watch
 from .operations import Operation
 from .prober import run_errand
@@ -186,8 +187,9 @@ class Gate:
         try:
             if grant is not None and not self._home._grants.use(grant, subject):
                 return _instead(verdict, "grant_invalid", f"{grant.id} is used up")
-            if operation.budget is not None:
-                self._home._budgets.step(operation.subject_type, Tally.charge)
+            if operation.budget is not None and not self._charge(operation, operation.budget):
+                text = f"others were quicker: the cap of {operation.budget.cap:g} acts an hour is reached"
+                return _instead(verdict, "hard_cap", text)
         except Exception as error:  # noqa: BLE001 - what cannot be counted is not done
             return _fault(operation, subject, error)
         try:
@@ -211,12 +213,21 @@ class Gate:
         except Exception as error:  # noqa: BLE001 - no record, no act
             return _fault(operation, subject, error)
 
+    def _charge(self, operation: Operation, budget: Budget) -> bool:
+        """Count an act; say whether it is under the cap, which others may have reached since."""
+        enforced = self._home._gate_settings.enforce and "hard_cap" not in self.off
+        cap = budget.cap if enforced else inf
+        return self._home._budgets.step(operation.subject_type, lambda tally, now: tally.charge(now, cap))
+
     def conclude(self, operation: Operation, intent: Intent, outcome: LedgerOutcome, why: str) -> None:
         """Write what became of an act. Never raises: it is done."""
         try:
-            if operation.budget is not None and outcome is LedgerOutcome.DONE:
-                self._home._budgets.step(operation.subject_type, lambda tally, _: tally.destroyed())
             self._home._ledger.outcome(intent, outcome, why)
+            if operation.budget is not None and outcome is LedgerOutcome.DONE:
+                gone = subject_of(intent)
+                self._home._budgets.step(
+                    operation.subject_type, lambda tally, now: tally.destroyed(gone, now)
+                )
         except Exception as error:  # noqa: BLE001 - the act has its own result
             with suppress(Exception):
                 log.fault("ledger_failed", error, operation=operation.name)

@@ -83,6 +83,12 @@ Intent = tuple[Line, int | None]
 """The first line of an act, and its number in the journal."""
 
 
+def subject_of(intent: Intent) -> str | None:
+    """Name what an act is about."""
+    subject: str | None = intent[0][_FIELDS.index("subject")]
+    return subject
+
+
 class Ledger:
     """The trail of one Safehold. All methods may be called from any thread or task."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,8 @@ class Records:
                 file.update(lambda _: marks.dump())
             except (OSError, ConfigurationError) as error:  # they are marked afresh after a restart
                 log.fault("state_failed", error, sweep=sweep)
+                with suppress(OSError):
+                    file.path.unlink()  # else marks that have ended since would come back
 
         return keep
 

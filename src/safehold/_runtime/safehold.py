@@ -30,7 +30,7 @@ from .gate import Gate
 from .grants import LIFETIME, Grant, GrantPolicy, Grants, make_request
 from .ledger import Ledger
 from .operations import Operation, make_operation
-from .plans import Plan, explicit, plan_of
+from .plans import Plan, explicit, judged, plan_of
 from .prober import STOP_TIMEOUT, LoopProber, ThreadProber
 from .questions import aask, ask
 from .records import Records
@@ -278,13 +278,13 @@ class Safehold:
         """
         registered, names = self._gate.operation(operation), explicit("subjects", subjects)
         population = ask(self._gate.questions(registered))
-        return plan_of(self._gate, registered, names, names, population)
+        return plan_of(self._gate, registered, names, judged(self._gate, registered, names, population))
 
     async def aplan(self, operation: str, subjects: Collection[str]) -> Plan:
         """Do the same as `plan`, where the population or an epoch has to be awaited."""
         registered, names = self._gate.operation(operation), explicit("subjects", subjects)
         population = await aask(self._gate.questions(registered))
-        return plan_of(self._gate, registered, names, names, population)
+        return plan_of(self._gate, registered, names, judged(self._gate, registered, names, population))
 
     def grant(
         self,

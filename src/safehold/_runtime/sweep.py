@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .._core.configuration import ConfigurationError, check_count, check_name, check_number
 from .._core.evidence import ABSENT, PRESENT, UNKNOWN, Evidence, Presence
-from .._core.gate import Reason
-from .._core.health import HealthState
+from .._core.gate import Reason, Trigger
 from .._core.sweep import Marks, SweepSettings
 from ..errors import OperationBlocked
 from . import log
@@ -28,7 +27,7 @@ from .describe import cause_of
 from .grants import Grant
 from .ledger import LedgerOutcome, outcome_of
 from .observer import watch
-from .plans import Plan, plan_of
+from .plans import Plan, judged, plan_of
 from .questions import Questions, aask, ask
 from .scope import Scope
 from .witness import name_of_witness
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
 MOST_EXAMPLES: Final = 100
 """Subjects that a report names one by one; the others are counted."""
+_HIDDEN: Final = frozenset({"population_unknown", "population_collapsed"})  # then no reading is believed
 
 
 class Swept(NamedTuple):
@@ -55,8 +55,8 @@ class SweepReport:
     `nominated`, `present`, `absent`, `unknown` and `ripe` count subjects; `outcomes` counts what became of
     those that were ripe (`done`, `failed`, `unknown`, `spared`, `held`), and `examples` names the first
     hundred. `plan` holds what was ripe, with the digest that a person may approve. `reasons` say why the
-    round acted on nothing, or stopped; `tainted` names what did not answer in it, `error` what `nominate`
-    raised.
+    round acted on nothing, or stopped; `tainted` names what did not answer in it, `error` what failed
+    otherwise, such as `nominate`.
     """
 
     sweep: str
@@ -138,6 +138,9 @@ class BaseSweep:
         check_number("wait", wait, least=0)
         check_count("confirmations", confirmations)
         check_number("pace", pace, least=0)
+        if operation.trigger is not Trigger.AUTOMATIC:
+            msg = f"sweep of {operation.name!r}: a sweep is no person's wish, register it as automatic"
+            raise ConfigurationError(msg)
         if operation.subject is None:
             msg = f"sweep of {operation.name!r} needs an operation with subject="
             raise ConfigurationError(msg)
@@ -159,8 +162,7 @@ class BaseSweep:
         self._function = partial(function, *first, **named) if first or named else function
         self._nominate, self._confirm, self._progress = nominate, confirm, progress
         self._pace = float(pace)
-        self._marks = Marks(SweepSettings(confirmations=confirmations, wait=float(wait)))
-        self._well_since: float | None = None
+        self._marks = Marks(SweepSettings(confirmations=confirmations, wait=float(wait), gap=float(every)))
         self._kept = home._records.keep_marks(self.name, self._marks)
         self._alone = threading.Lock()
 
@@ -179,7 +181,11 @@ class BaseSweep:
             clock = self._home._engine.clock
             began, this = clock.monotonic(), _Round()
             with Scope(f"sweep {self.name}"[:200]) as scope:
-                yield from self._steps(this, grant, scope, sleep)
+                try:
+                    yield from self._steps(this, grant, scope, sleep)
+                except Exception as error:  # noqa: BLE001 - a round that fails does nothing, and harms nobody
+                    log.fault("sweep_failed", error, sweep=self.name)
+                    this.facts["error"] = cause_of(error).text
             return SweepReport(
                 sweep=self.name,
                 operation=self.operation.name,
@@ -204,28 +210,30 @@ class BaseSweep:
         population = yield from gate.questions(operation)
         try:
             subjects = _explicit((yield partial(_collect, self._nominate)))
-        except Exception as error:  # noqa: BLE001 - users' code; nothing is nominated, nothing is done
-            this.facts["error"] = cause_of(error).text
+        except Exception:
             self._learn({}, clean=False)
-            return
+            raise
         readings: dict[str, Presence] = {}
-        for subject in subjects:
+        for name, subject in subjects.items():
             evidence = yield from self._ask(subject)
             this.counts[evidence.presence] += 1
-            readings[subject] = evidence.presence
-        ripe = self._learn(readings, clean=not scope.tainted)
-        gone = [subject for subject in subjects if readings[subject] is not PRESENT]
-        plan = plan_of(gate, operation, ripe, gone, population)
+            readings[name] = evidence.presence
+        gone = [name for name in subjects if readings[name] is not PRESENT]
+        reasons = judged(gate, operation, gone, population)
+        believed = not any(reason.code in _HIDDEN for reason in reasons)
+        ripe = self._learn(readings, clean=believed and not scope.tainted)
+        plan = plan_of(gate, operation, ripe, reasons)
         this.facts |= {"nominated": len(subjects), "ripe": len(ripe), "plan": plan}
         approved = grant is not None and grant.plan == plan.digest
         if not plan.allowed and not approved:
             this.facts["reasons"] = plan.reasons
-            for subject in ripe:
-                this.tell(subject, "held", plan.reasons[0].text)
+            for name in ripe:
+                this.tell(name, "held", plan.reasons[0].text)
         elif not self.dry_run:
-            yield from self._act(this, ripe, grant if approved else None, sleep)
+            chosen = {name: subjects[name] for name in ripe}
+            yield from self._act(this, chosen, grant if approved else None, scope, sleep)
 
-    def _ask(self, subject: str) -> Questions[Evidence]:
+    def _ask(self, subject: Any) -> Questions[Evidence]:
         evidence = yield partial(self._confirm, subject)
         if not isinstance(evidence, Evidence):
             msg = f"confirm gave {evidence!r}, no evidence"
@@ -233,53 +241,76 @@ class BaseSweep:
         return evidence
 
     def _learn(self, readings: dict[str, Presence], *, clean: bool) -> list[str]:
-        """Move the marks, give what is ripe, and note since when all has been well."""
+        """Move the marks, and give what is ripe."""
         home, now = self._home, self._home._engine.clock.monotonic()
         required = home._gate.needs(self.operation).required
-        well = all(dependency.state is HealthState.HEALTHY for dependency in required)
-        misses = [d._breaker.last_miss for d in required if d._breaker.last_miss is not None]
-        sick = watch.void_before() if home._gate.is_watched else None
-        quiet_from: float = max([-math.inf, *misses, -math.inf if sick is None else sick])
-        stamp = {d.name: d.epoch_stamp for d in required if d.epoch_stamp}
+        sick = watch.void_before(home._gate_settings.stall_after) if home._gate.is_watched else None
+        ends = [sick, *(dependency._breaker.last_miss for dependency in required)]
+        well_since = max((end for end in ends if end is not None), default=-math.inf)
         ripe = self._marks.round(
-            readings, now, clean=clean and well, well_since=quiet_from if well else None, stamp=stamp
+            readings,
+            now,
+            clean=clean,
+            well_since=well_since if all(dependency._is_well for dependency in required) else None,
+            stamp={d.name: d.epoch_stamp for d in required if d.epoch_stamp},
         )
         self._kept()
         return ripe
 
     def _act(
-        self, this: _Round, ripe: list[str], grant: Grant | None, sleep: Callable[[float], Any]
+        self,
+        this: _Round,
+        ripe: dict[str, Any],
+        grant: Grant | None,
+        scope: Scope,
+        sleep: Callable[[float], Any],
     ) -> Generator[Callable[[], Any], Any, None]:
         """Act on one after the other, in random order. What would stop all of them ends the round."""
         left = list(ripe)
         self._home._engine.rng.shuffle(left)
-        while left:
-            subject = left.pop()
-            evidence = yield from self._ask(subject)
-            if evidence.presence is PRESENT:
-                self._tell(this, subject, "spared", "it is there again")
-                self._marks.forget([subject])
-                continue
-            try:
-                yield self._call(subject, grant)
-            except OperationBlocked as blocked:
-                self._tell(this, subject, "held", str(blocked))
-                this.facts["reasons"] = blocked.reasons
-                if any(reason.code != "evidence_present" for reason in blocked.reasons):
-                    break
-            except Exception as error:  # noqa: BLE001 - the operation's own; the round goes on
-                outcome, why = outcome_of(error)
-                self._tell(this, subject, str(outcome), why)
-            else:
-                self._tell(this, subject, str(LedgerOutcome.DONE))
-            self._marks.forget([subject])
-            if left and self._pace:
-                yield partial(sleep, self._pace)
-        for subject in left:
-            this.tell(subject, "held", "the round stopped before it")
+        marks = self._marks.take(ripe)  # and written down before the first act: a crash leaves none behind
         self._kept()
+        try:
+            while left and not scope.tainted:
+                name = left.pop()
+                ended = yield from self._act_on(this, name, ripe[name], grant)
+                if ended:
+                    left.append(name)
+                    break
+                if left and self._pace:
+                    yield partial(sleep, self._pace)
+            for name in left:
+                this.tell(name, "held", "the round stopped before it")
+        finally:
+            self._marks.put_back({name: marks[name] for name in left})
+            self._kept()
 
-    def _call(self, subject: str, grant: Grant | None) -> Callable[[], Any]:
+    def _act_on(
+        self, this: _Round, name: str, subject: Any, grant: Grant | None
+    ) -> Generator[Callable[[], Any], Any, bool]:
+        """Look once more, act on one, and say whether all that follow are held back by the same."""
+        evidence = yield from self._ask(subject)
+        if evidence.presence is PRESENT:
+            self._tell(this, name, "spared", "it is there again")
+        if evidence.presence is UNKNOWN:
+            self._tell(this, name, "held", f"it cannot be told whether it is there ({evidence.why})")
+        if evidence.presence is not ABSENT:
+            return False
+        try:
+            yield self._call(subject, grant)
+        except OperationBlocked as blocked:
+            this.facts["reasons"] = blocked.reasons
+            alone = all(reason.code.startswith("evidence_") for reason in blocked.reasons)
+            self._tell(this, name, "held", str(blocked))
+            return not alone
+        except Exception as error:  # noqa: BLE001 - the operation's own; the round goes on
+            outcome, why = outcome_of(error)
+            self._tell(this, name, str(outcome), why)
+        else:
+            self._tell(this, name, str(LedgerOutcome.DONE))
+        return False
+
+    def _call(self, subject: Any, grant: Grant | None) -> Callable[[], Any]:
         """Give the call of the operation for one subject."""
         named = {str(self.operation.subject): subject}
         if grant is None:
@@ -340,13 +371,15 @@ async def _gathered(given: AsyncIterable[Any]) -> list[Any]:
     return [subject async for subject in given]
 
 
-def _explicit(given: Any) -> list[str]:
-    """Give what was nominated, each once. Nothing but a series of subjects nominates any."""
+def _explicit(given: Any) -> dict[str, Any]:
+    """Give what was nominated, each once, by its name. Nothing but a series of subjects nominates any."""
     if isinstance(given, str | bytes) or not isinstance(given, Iterable):
         msg = f"nominate gave {given!r}, no series of subjects"
         raise ConfigurationError(msg)
-    subjects = dict.fromkeys(None if subject is None else str(subject) for subject in given)
-    if any(subject is None or not subject.strip() for subject in subjects):
-        msg = "nominate gave an empty subject or None"
-        raise ConfigurationError(msg)
-    return [subject for subject in subjects if subject is not None]
+    subjects: dict[str, Any] = {}
+    for subject in given:
+        if subject is None or not str(subject).strip():
+            msg = f"nominate gave {subject!r}, which is no subject"
+            raise ConfigurationError(msg)
+        subjects.setdefault(str(subject), subject)
+    return subjects
