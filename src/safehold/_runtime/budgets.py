@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .._core.budget import MOST, WINDOW, Population, Tally
 from .._core.configuration import ConfigurationError, check_count, check_name
-from .exclusive import Exclusive
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -27,7 +26,6 @@ class Budgets:
         self._tallies: dict[str, Tally] = {}
         self._file: StateFile | None = None
         self._offset = 0.0  # wall time less monotonic: taken once, so that setting the clock ends no window
-        self._alone = Exclusive("the state of the budgets")
 
     def keep(self, path: Path) -> None:
         """Keep the tallies in a file from now on. Raises when one was used: it would be forgotten."""
@@ -41,7 +39,6 @@ class Budgets:
 
     def reborn(self) -> None:
         """Begin again in a forked child: what the parent destroyed counts, the locks are new."""
-        self._alone = Exclusive("the state of the budgets")
         if self._file is not None:
             self._file.reborn()
 
@@ -60,8 +57,7 @@ class Budgets:
             kept[kind] = tally.dump(offset)
             return {"kinds": kept, "lost_until": lost_until + offset}
 
-        with self._alone:
-            self._file.update(rewrite)
+        self._file.update(rewrite)
         return results[0]
 
     def look(self, kind: str, read: Callable[[Tally], R]) -> R:
@@ -69,8 +65,7 @@ class Budgets:
         now = self._engine.clock.monotonic()
         if self._file is None:
             return self._engine.run(lambda: read(self._tallies.get(kind, Tally()).at(now)))
-        with self._alone:
-            kept, lost_until = _opened(self._file.read(), now, self._offset)
+        kept, lost_until = _opened(self._file.read(), now, self._offset)
         return read(_tally(kept, kind, now, self._offset, lost=now < lost_until).at(now))
 
 

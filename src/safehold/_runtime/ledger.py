@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from .._core.gate import Verdict
 from . import log
 from .describe import cause_of
-from .exclusive import Exclusive
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -99,7 +98,6 @@ class Ledger:
         self._blocks: OrderedDict[tuple[str, str, bool], Line] = OrderedDict()  # written in steps
         self._most = most
         self._journal: Journal | None = None
-        self._alone = Exclusive("the ledger")
 
     def keep(self, path: Path) -> None:
         """Write everything to a journal, too. What earlier processes left open is told as unknown."""
@@ -121,7 +119,6 @@ class Ledger:
         """Begin again in a forked child: the parent's lines are the parent's."""
         self._acts.clear()
         self._blocks.clear()
-        self._alone = Exclusive("the ledger")
         if self._journal is not None:
             self._journal.reborn()
 
@@ -216,8 +213,7 @@ class Ledger:
         told.pop("intent", None)
         if intent is not None:
             told["intent"] = intent
-        with self._alone:
-            return journal.append(told, durable=durable)
+        return journal.append(told, durable=durable)
 
 
 def _line(kept: Line) -> Line:

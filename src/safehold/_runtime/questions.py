@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Generator
 from contextlib import closing
-from contextlib import closing
 from typing import Any, TypeVar
 
 from .._core.configuration import ConfigurationError

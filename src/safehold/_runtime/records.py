@@ -17,7 +17,6 @@ from .._core.configuration import ConfigurationError
 from .._core.epoch import EpochReading
 from . import log
 from .budgets import Budgets
-from .exclusive import Exclusive
 from .ledger import Ledger
 
 if TYPE_CHECKING:
@@ -36,7 +35,6 @@ class Records:
         self.budgets = Budgets(engine)
         self.directory: Path | None = None
         self._epochs: StateFile | None = None
-        self._alone = Exclusive("the state of the epochs")
 
     def keep(self, directory: str | os.PathLike[str]) -> None:
         """Keep the records in a directory from now on. Raises `ConfigurationError` when it cannot be used."""
@@ -56,7 +54,6 @@ class Records:
         """Begin again in a forked child."""
         self.ledger.reborn()
         self.budgets.reborn()
-        self._alone = Exclusive("the state of the epochs")
         if self._epochs is not None:
             self._epochs.reborn()
 
@@ -84,9 +81,8 @@ class Records:
         """Give what was known of the data of a dependency before this process; `None` when nothing was."""
         if self._epochs is None:
             return None
-        with self._alone:
-            there = self._epochs.path.exists()
-            document = self._epochs.read()
+        there = self._epochs.path.exists()
+        document = self._epochs.read()
         if not isinstance(document, dict):  # lost, or not of our making
             return _LOST_EPOCH if there else None
         try:
@@ -110,9 +106,8 @@ class Records:
             return {**(document if isinstance(document, dict) else {}), dependency: kept}
 
         try:
-            with self._alone:
-                self._epochs.update(rewrite)
-        except OSError as error:
+            self._epochs.update(rewrite)
+        except (OSError, ConfigurationError) as error:
             log.fault("state_failed", error, dependency=dependency)
 
 
