@@ -503,8 +503,9 @@ steps = st.lists(
 )
 
 
-def play(history: list[Any], restart: bool) -> tuple[list[Any], dict[str, Any]]:
-    tally, now, size, told = Tally(), NOW, Population(40), []
+def play(history: list[Any], *, restart: bool) -> tuple[list[Any], dict[str, Any]]:
+    tally, now, size = Tally(), NOW, Population(40)
+    told: list[Any] = []
     budget = Budget(per_hour=6, share=0.2, population=lambda: 0)
     for what, value, flag in history:
         if what in ("judge", "direct"):
