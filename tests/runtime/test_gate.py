@@ -1128,8 +1128,8 @@ def fault_in_wellness(health: Safehold, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(gate.Gate, "_is_plainly_well", down)
 
 
-IN_THE_JUDGEMENT = [fault_in_decision, fault_in_handling, fault_in_facts, fault_in_dice]
-ANYWHERE = [fault_in_scope, fault_in_requirements, fault_in_clock, fault_in_wellness]
+IN_THE_JUDGEMENT = [fault_in_decision, fault_in_handling, fault_in_scope, fault_in_facts, fault_in_dice]
+ANYWHERE = [fault_in_requirements, fault_in_clock, fault_in_wellness]
 FAULTS = [(fault, True) for fault in (*IN_THE_JUDGEMENT, *ANYWHERE)] + [(fault, False) for fault in ANYWHERE]
 
 

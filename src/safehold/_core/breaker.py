@@ -179,6 +179,9 @@ class Breaker:
         self._successes = 0
         self._told = (BreakerState.CLOSED, HealthState.UNKNOWN, False)
         self._told_at = now
+        self.is_plainly_well = (
+            False  # healthy after the last step, and time cannot change that; read anywhere
+        )
         self._eras = 0
         self.era = self._begin(0, BreakerState.CLOSED, now, self.cause)
         self.era.ask = self._must_ask(now)
@@ -204,11 +207,6 @@ class Breaker:
     def unresolved_miss(self) -> bool:
         """Whether no call that began after the last miss has answered yet."""
         return self._missed
-
-    @property
-    def is_plainly_well(self) -> bool:
-        """Whether it was healthy after the last step, and time cannot change that. Read without the lock."""
-        return self._told[1] is HealthState.HEALTHY and self._steady and not self._missed
 
     @property
     def successes(self) -> int:
@@ -471,6 +469,7 @@ class Breaker:
         if held:
             self.era.generation.held, self.era.generation.due = True, math.inf
         self._told, self._told_at = (self.state, self.health(now), self.held), now
+        self.is_plainly_well = False
 
     # --- the machine -----------------------------------------------------------------------------
 
@@ -667,6 +666,7 @@ class Breaker:
             cause = Cause(code="settled", text="answers, and quiet for the settle time")
         told = self._told
         current = (self.state, self.health(now), self.held)
+        self.is_plainly_well = current[1] is HealthState.HEALTHY and self._steady
         if current != told:
             self._told, self._told_at = current, now
             if cause.code != "trial":  # while a trial is out, the trouble is still what it was

@@ -124,8 +124,8 @@ class Act:
     """
 
     __slots__ = (
-        "_asked", "_fault", "_gate", "_grant", "_intent", "_operation", "_population", "_stepwise",
-        "_subject", "_token", "deferred", "runs",
+        "_gate", "_grant", "_heard", "_intent", "_operation", "_stepwise", "_subject", "_token", "deferred",
+        "runs",
     )  # fmt: skip
 
     def __init__(
@@ -142,9 +142,8 @@ class Act:
         self._subject = subject
         self._grant = grant
         self._stepwise = stepwise
-        self._population: Population | None = None
-        self._fault: Exception | None = None
-        self._asked = self.deferred = self.runs = False
+        self._heard: tuple[Population | None, Exception | None] | None = None
+        self.deferred = self.runs = False
 
     @property
     def name(self) -> str:
@@ -153,26 +152,21 @@ class Act:
 
     def is_prepared(self) -> bool:
         """Whether nothing has to be asked before, or it was."""
-        return self._asked or self._gate.asks_nothing(self._operation)
+        return self._heard is not None or self._gate.asks_nothing(self._operation)
 
     async def prepare(self) -> None:
         """Ask what has to be asked before, where it can be awaited."""
         try:
-            self._population = await aask(self._gate.questions(self._operation))
+            self._heard = await aask(self._gate.questions(self._operation)), None
         except Exception as error:  # noqa: BLE001 - cannot tell means no; entering says so
-            self._fault = error
-        self._asked = True
+            self._heard = None, error
 
     def __enter__(self) -> Self:
         gate, operation = self._gate, self._operation
         try:
-            if self._fault is not None:
-                raise self._fault
             intent = None if self._grant is not None else gate.admit_at_once(operation, self._subject)
             if intent is None:
-                if not self.is_prepared():
-                    self._population = ask(gate.questions(operation))
-                intent = gate.admit(operation, self._subject, self._grant, self._population)
+                intent = gate.admit(operation, self._subject, self._grant, self._population())
             self._intent = intent
             if not self._stepwise:
                 self.runs = True
@@ -196,6 +190,15 @@ class Act:
         else:
             outcome, why = outcome_of(error)
         self._gate.conclude(self._operation, self._intent, outcome, why)
+
+    def _population(self) -> Population | None:
+        """Give what was asked before, or ask now."""
+        if self.is_prepared():
+            population, fault = self._heard or (None, None)
+            if fault is not None:
+                raise fault
+            return population
+        return ask(self._gate.questions(self._operation))
 
     def recheck(self) -> None:
         """Decide again, in the middle of it."""

@@ -32,12 +32,15 @@ from .observer import watch
 from .operations import Operation
 from .prober import run_errand
 from .questions import Questions
-from .scope import Scope, open_scope
+from .scope import Scope, open_scope, scopes_open
 
 if TYPE_CHECKING:
     from .dependency import Dependency
     from .grants import Grant
     from .safehold import Safehold
+
+
+_OURS = 3  # frames of the gate's own between an act and the question whether all is plainly well
 
 
 class Needs(NamedTuple):
@@ -241,28 +244,24 @@ class Gate:
     def _is_plainly_well(self, operation: Operation) -> bool:
         """Whether there is nothing to judge: nothing is asked but health, and all is healthy and quiet."""
         needs = self.needs(operation)
-        if not needs.simple or sys.exception() is not None or finalising() is not None:
+        if not needs.simple or sys.exception() is not None or finalising(_OURS) is not None:
             return False
-        scope = open_scope()
+        scope = open_scope() if scopes_open else None
         if scope is not None and not scope.is_clean:
             return False
         engine, settings = self._home._engine, self._home._gate_settings
         if self.is_watched and watch.sickness(settings.stall_after, settings.quiet_time) is not None:
             return False
-        now = engine.clock.monotonic()
         if not self._grace_is_over:
-            self._grace_is_over = now - self._began >= settings.startup_grace
+            self._grace_is_over = engine.clock.monotonic() - self._began >= settings.startup_grace
         if not self._grace_is_over or (not needs.required and operation.requires != ()):
             return False
         for dependency in needs.required:
             breaker = dependency._breaker
             if not breaker.is_plainly_well:
                 return False
-            if (
-                scope is None
-                and breaker.last_miss is not None
-                and now - breaker.last_miss < settings.implicit_scope
-            ):
+            last = breaker.last_miss if scope is None else None
+            if last is not None and engine.clock.monotonic() - last < settings.implicit_scope:
                 return False
         return True
 
@@ -494,5 +493,5 @@ def _wants_proof(facts: DependencyFacts) -> bool:
 
 
 def _scope_name() -> str | None:
-    scope = open_scope()
+    scope = open_scope() if scopes_open else None
     return None if scope is None else scope.name

@@ -12,6 +12,7 @@ import _signal  # type: ignore[import-not-found]  # what `signal` wraps, without
 import asyncio
 import atexit
 import concurrent.futures
+import os
 import signal
 import sys
 import threading
@@ -33,6 +34,7 @@ _CALLBACKS: Final = {
 }
 _NAMES: Final = frozenset({"__del__", _HANDLE_RUN.co_name, *(code.co_name for code in _CALLBACKS)})
 _main = threading.main_thread()
+_main_ident = _main.ident
 _DEEPEST = 1000
 
 
@@ -143,6 +145,16 @@ def _links(error: BaseException) -> Iterator[BaseException]:
             waiting.extend(link.exceptions)
 
 
+def _forked() -> None:
+    """Whoever forked is the main thread of the child."""
+    global _main, _main_ident  # noqa: PLW0603 - one process
+    _main = threading.main_thread()
+    _main_ident = _main.ident
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
 _exiting = False
 
 
@@ -162,8 +174,10 @@ _SIGNALS = tuple(
 """Those that programs handle; to look for the others as well would cost more than the rest of the gate."""
 
 
-def finalising() -> str | None:
+def finalising(skip: int = 0) -> str | None:
     """Say in which finaliser, signal handler or callback this runs, or that the interpreter ends.
+
+    `skip` callers are known to be neither, and are not looked at.
 
     All of these run in between other code, whenever it pleases the interpreter or the loop, and what they
     run after may be a failure. The interpreter calls its exit handlers on the main thread after that has
@@ -172,11 +186,11 @@ def finalising() -> str | None:
     """
     if _exiting or sys.is_finalizing():
         return "at interpreter exit"
-    in_main = threading.get_ident() == _main.ident
+    in_main = threading.get_ident() == _main_ident
     handlers, names = _signal_handlers() if in_main else _NO_HANDLERS
     code: CodeType | None = None
     found = None
-    frame: FrameType | None = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1 + skip)
     while frame is not None:
         code = frame.f_code
         if code.co_name in names:  # most have no such name, and this is asked of each
