@@ -701,7 +701,7 @@ def test_missing_package_is_named_with_its_extra(module: str) -> None:
 
 
 def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("_httpx_like", "requests", "_aiohttp_calls"):
+    for module in ("_httpx_like", "_requests_calls", "_aiohttp_calls"):
         monkeypatch.setattr(f"safehold.callsites.{module}.PROBE_TIMEOUT", 0.1)
 
 
