@@ -123,6 +123,26 @@ def test_a_lost_node_is_a_degraded_cluster(
     assert redis_dependency.state == "healthy"
 
 
+def test_where_refusals_are_observed_a_lost_node_is_asked(forms: Forms, cluster: Cluster) -> None:
+    """The loss is seen and told, and each call ends as it would without a guard."""
+    health = Safehold(clock=ManualClock())
+    dependency = health.dependency("redis", policy=BreakerPolicy(mode="observe"))
+    client = guard_client(forms.client, dependency)
+    forms.do(client.set(KEYS[0], "x"))
+    server = cluster.server_of(client.get_node_from_key(KEYS[0]).port)
+    server.kill()
+    try:
+        for _ in range(2):
+            with pytest.raises((redis.RedisError, redis.exceptions.RedisClusterException)) as error:
+                forms.do(client.get(KEYS[0]))
+            assert not isinstance(error.value, RedisUnhealthy)
+            assert dependency.state == "degraded"
+    finally:
+        server.start()
+    wait_for(lambda: _can_be_had(forms, client, ManualClock()), "answer of the node")
+    assert dependency.status().impaired == {}
+
+
 def _can_be_had(forms: Forms, client: Any, clock: ManualClock) -> bool:
     clock.advance(COOLDOWN)
     try:

@@ -30,6 +30,7 @@ from redis.retry import Retry
 
 from .._core.breaker import Outcome
 from .._core.health import HealthState
+from .._core.settings import Mode
 from .._runtime.classify import UNANSWERED, Judgement, judge
 from .._runtime.describe import cause_of
 from ._redis_calls import Call, ClientGuard
@@ -185,7 +186,7 @@ class Visit:
     def __enter__(self) -> None:
         why, due = self._known.get(self._facet), self._guard.due.get(self._facet, 0.0)
         left = due - self._guard.dependency._now()
-        if why is None or left <= 0 or self._elsewhere():
+        if why is None or left <= 0 or not self._refuses():
             return
         dependency = self._guard.dependency
         cause = f"{self._facet}: {why.text}"
@@ -207,9 +208,13 @@ class Visit:
         if said.outcome is Outcome.FAILURE:
             self._guard.due[self._facet] = dependency._now() + self._guard.breaker.settings.cooldown.first
             dependency._impair(self._facet, said.cause or cause_of(error))
-        known = self._facet in self._known and not self._elsewhere()
+        known = self._facet in self._known and self._refuses()
         if known or (self._tried is not None and not self._tried.again(error)):
             raise Stopped(error) from None
+
+    def _refuses(self) -> bool:
+        """Whether a node that is known to be lost is let be: not where refusals are only observed."""
+        return self._guard.breaker.settings.mode is Mode.ENFORCE and not self._elsewhere()
 
     def _elsewhere(self) -> bool:
         """Whether another node may have the answer: reads that go to replicas."""
