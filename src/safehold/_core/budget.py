@@ -93,10 +93,14 @@ class Budget:
 
 
 class Population(NamedTuple):
-    """How many there are; `size` is `None` when nobody could tell, and `why` says why."""
+    """How many there are; `size` is `None` when nobody could tell, and `why` says why.
+
+    `asked` are the dependencies that were asked for it.
+    """
 
     size: int | None
     why: str = ""
+    asked: frozenset[str] = frozenset()
 
 
 class Finding(NamedTuple):

@@ -78,7 +78,8 @@ class Demand(NamedTuple):
 
     `seen` is the newest evidence of the witness about the subject; `same_scope` and `same_generation` compare
     where it was gathered with here and now; `miss_since` says that its dependency missed a call since,
-    `sick_since` that this process was not well while or after it was asked.
+    `sick_since` that this process was not well while or after it was asked, `epoch_doubt` why the data that
+    it speaks of may not be the data that was known.
     """
 
     witness: str
@@ -91,6 +92,7 @@ class Demand(NamedTuple):
     same_generation: bool = True
     same_epoch: bool = True
     miss_since: bool = False
+    epoch_doubt: str = ""
     sick_since: bool = False
 
     def missing(self) -> tuple[str, str] | None:
@@ -117,6 +119,9 @@ class Demand(NamedTuple):
         if not self.same_epoch:
             text = f"the data of {seen.dependency} changed its epoch after {name} was asked about {subject!r}"
             return "evidence_overtaken", text
+        if self.epoch_doubt:
+            text = f"whether {seen.dependency} holds the data that was known is in doubt ({self.epoch_doubt})"
+            return "evidence_unknown", text
         if self.sick_since:
             return "evidence_overtaken", f"this process was not well when {name} was asked about {subject!r}"
         if self.age > self.max_age:

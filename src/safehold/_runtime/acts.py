@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -31,6 +31,7 @@ def gated(function: Any, gate: Gate, operation: Operation) -> Any:
     make = Making(function, gate, operation)
     wrapper = named(make.form(None), function)
     setattr(wrapper, _GATED, make)
+    make.wrapper = wrapper
     return wrapper
 
 
@@ -39,6 +40,7 @@ class Making:
 
     def __init__(self, function: Any, gate: Gate, operation: Operation) -> None:
         self.operation = operation
+        self.wrapper: object = None
         self._function = function
         self._gate = gate
         self._kinds = Kinds(function)
@@ -65,8 +67,11 @@ class Making:
         return act_without_subject if operation.subject is None else act
 
 
-def making_of(function: Any) -> tuple[Making, tuple[Any, ...], dict[str, Any]]:
-    """Find how a gated function, bound method or partial of one is made, and what it adds to a call."""
+def making_of(function: Any, *, itself: bool = False) -> tuple[Making, tuple[Any, ...], dict[str, Any]]:
+    """Find how a gated function, bound method or partial of one is made, and what it adds to a call.
+
+    `itself`: a decorator around it is refused, because what the decorator does would be left out.
+    """
     first: tuple[Any, ...] = ()
     named_ones: dict[str, Any] = {}
     while True:
@@ -81,6 +86,9 @@ def making_of(function: Any) -> tuple[Making, tuple[Any, ...], dict[str, Any]]:
     if not isinstance(making, Making):
         msg = f"function must be a destructive operation, or a bound method of one, got {function!r}"
         raise ConfigurationError(msg)
+    if itself and making.wrapper is not function:
+        msg = f"function must be the operation {making.operation.name!r} itself, not {function!r} around it"
+        raise ConfigurationError(msg)
     return making, first, named_ones
 
 
@@ -91,12 +99,12 @@ def _gate(function: Any, act: Callable[[Any, Any], Act]) -> Callable[..., Any]:
             if not inspect.iscoroutine(result):
                 return result
             this.deferred = True
-        return ended(result, args, kwargs)
+        return ended(result, this)
 
-    async def ended(coroutine: Any, args: Any, kwargs: Any) -> Any:
+    async def ended(coroutine: Any, begun: Act) -> Any:
         """Await what a plain function gave: nothing was done yet, so it is decided again."""
         try:
-            this = act(args, kwargs)
+            this = begun.again()
             await this.prepare()
             with this:
                 return await coroutine
@@ -150,6 +158,11 @@ class Act:
         """The operation's name."""
         return self._operation.name
 
+    def again(self) -> Act:
+        """Give one that decides the same again, and goes on with the same use of a grant."""
+        rest = None if self._grant is None else self._gate.rest_of(self._grant, self._subject)
+        return Act(self._gate, self._operation, self._subject, rest, stepwise=False)
+
     def is_prepared(self) -> bool:
         """Whether nothing has to be asked before, or it was."""
         return self._heard is not None or self._gate.asks_nothing(self._operation)
@@ -182,7 +195,8 @@ class Act:
     ) -> None:
         if self.runs:
             self.runs = False
-            held.reset(self._token)
+            with suppress(ValueError):  # ended in another context, where nobody has it
+                held.reset(self._token)
         if self.deferred:
             outcome, why = LedgerOutcome.DEFERRED, ""
         elif error is None:

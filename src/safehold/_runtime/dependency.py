@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from collections.abc import Callable
 from datetime import datetime
 from itertools import count
@@ -17,6 +18,7 @@ from .._core.gate import DependencyFacts
 from .._core.health import BreakerState, HealthState
 from .._core.schedule import ProbeSchedule, ProbeSettings
 from .._core.settings import BreakerSettings, Mode
+from .._core.unproven import Unproven
 from . import log
 from .classify import Classifier, make_classifier
 from .clock import at_wall
@@ -53,6 +55,7 @@ class Declaration(NamedTuple):
     probe: object
     probe_policy: ProbePolicy
     epoch: object
+    depends_on: tuple[str, ...]
 
 
 class Dependency:
@@ -81,6 +84,7 @@ class Dependency:
         )  # moved in steps of the engine, read anywhere
         self._schedule: ProbeSchedule | None = None  # moved in steps
         self._probe: Probe | None = None  # written in steps
+        self._landings: list[Callable[[], object]] = []  # called when the probe under way has ended
         self._hanging: set[object] = set()  # probes that run on a thread
         self._wait: Callable[[RetryCallState], float] | None = None  # decides the cooldown, where it is given
         self._cooldown_asked: object = None
@@ -118,6 +122,11 @@ class Dependency:
     def declared_classifier(self) -> Classifier | None:
         """What the declaration says of exceptions; it goes before what a call site knows."""
         return self._declared_classify
+
+    @property
+    def depends_on(self) -> tuple[str, ...]:
+        """The dependencies that it needs itself."""
+        return () if self._declaration is None else self._declaration.depends_on
 
     @property
     def held(self) -> bool:
@@ -410,6 +419,10 @@ class Dependency:
         now, draw, schedule = self._now(), self._draw(), self._schedule
         if schedule is not None:
             self._engine.run(lambda: schedule.done(now, draw=draw, decided=decided))
+        landings, self._landings = self._landings, []
+        for landed in landings:
+            with suppress(RuntimeError):  # the loop of who waited is closed
+                landed()
 
     def _order(self) -> bool:
         """Ask for a probe as soon as it may be; say whether that is news. The caller holds the lock."""
@@ -417,31 +430,39 @@ class Dependency:
 
     def _read_epoch(self) -> Questions[None]:
         """Ask which data it holds. A reading that fails proves nothing."""
-        function = self._epoch_function
+        function, epoch, run = self._epoch_function, self._epoch, self._engine.run
         if function is None:
             return
+        turn = epoch.turn
         try:
             with Scope(f"epoch of {self.name}"[:200]) as around:
                 reading = reading_of((yield function))
         except Exception as error:  # noqa: BLE001 - users' code; cannot tell means no
-            why = cause_of(error).text
-            self._engine.run(lambda: self._epoch.miss(why))
+            ours = isinstance(error, ConfigurationError | Unproven)
+            why = str(error) if ours else cause_of(error).text
+            run(lambda: epoch.miss(why))
             return
         if around.missed:
-            self._engine.run(lambda: self._epoch.miss("a call did not answer while it was read"))
+            run(lambda: epoch.miss("a call did not answer while it was read"))
             return
-        now, epoch = self._now(), self._epoch
-        if epoch.reading is None:
+        if epoch.reading is None or epoch.unexplained:  # before this process, or meanwhile by another one
             known = self._records.known_epoch(self.name)
-            self._engine.run(lambda: epoch.restore(known))
-        before = epoch.accepted
-        self._engine.run(lambda: epoch.see(reading, now))
+            if known is not None and (epoch.reading is None or known == reading):
+                run(lambda: epoch.restore(known))
+        before, now = epoch.accepted, self._now()
+        run(lambda: epoch.see(reading, now, turn))
         if epoch.accepted != before:
             self._records.keep_epoch(self.name, epoch.accepted)
 
     def _accept_epoch(self) -> None:
         self._engine.run(self._epoch.accept)
         self._records.keep_epoch(self.name, self._epoch.accepted)
+
+    def _rebase_epoch(self) -> None:
+        """Take what is there as what is known where the population is back and time has passed."""
+        now, settle = self._now(), self._gate.settle_min
+        if self._engine.run(lambda: self._epoch.rebase(now, settle)):
+            self._records.keep_epoch(self.name, self._epoch.accepted)
 
     def _facts(self, now: float, offset: float) -> DependencyFacts:
         """Give what the gate has to know. The caller holds the lock and has ticked the breaker."""

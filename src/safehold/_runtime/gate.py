@@ -130,7 +130,10 @@ class Gate:
         """Write the intent and give it where there is nothing to judge, `None` elsewhere."""
         if not self._is_plainly_well(operation):
             return None
-        return self._home._ledger.intent(operation.name, operation.trigger, subject, _scope_name())
+        try:
+            return self._home._ledger.intent(operation.name, operation.trigger, subject, _scope_name())
+        except (OSError, ConfigurationError):  # tried once more on the long way, which can say why
+            return None
 
     def admit(
         self,
@@ -153,7 +156,7 @@ class Gate:
 
     def recheck(self, operation: Operation, subject: str | None, grant: Grant | None) -> None:
         """Decide again in the middle of an act: raises `OperationBlocked` when it must not go on."""
-        verdict = self._judge(operation, subject, grant, (), proof=False)
+        verdict = self._judge(operation, subject, grant, (), runs=True)
         if not verdict.allowed and self._is_enforced(verdict):
             self._refuse(operation, verdict)
 
@@ -190,12 +193,22 @@ class Gate:
         try:
             if grant is not None and not self._home._grants.use(grant, subject):
                 return _instead(verdict, "grant_invalid", f"{grant.id} is used up")
+        except Exception as error:  # noqa: BLE001 - cannot tell means no
+            return _fault(operation, subject, error)
+        intent = self._charge_and_write(operation, verdict, grant)
+        if grant is not None and isinstance(intent, Verdict):
+            with suppress(Exception):
+                self._home._grants.give_back(grant, subject)
+        return intent
+
+    def _charge_and_write(
+        self, operation: Operation, verdict: Verdict, grant: Grant | None
+    ) -> Intent | Verdict:
+        subject = verdict.subject
+        try:
             if operation.budget is not None and not self._charge(operation, operation.budget):
                 text = f"others were quicker: the cap of {operation.budget.cap:g} acts an hour is reached"
                 return _instead(verdict, "hard_cap", text)
-        except Exception as error:  # noqa: BLE001 - what cannot be counted is not done
-            return _fault(operation, subject, error)
-        try:
             return self._home._ledger.intent(
                 operation.name,
                 operation.trigger,
@@ -221,6 +234,10 @@ class Gate:
         enforced = self._home._gate_settings.enforce and "hard_cap" not in self.off
         cap = budget.cap if enforced else inf
         return self._home._budgets.step(operation.subject_type, lambda tally, now: tally.charge(now, cap))
+
+    def rest_of(self, grant: Grant, subject: str | None) -> Grant:
+        """Give what carries on the use of a grant by an act that was begun."""
+        return self._home._grants.rest_of(grant, subject)
 
     def conclude(self, operation: Operation, intent: Intent, outcome: LedgerOutcome, why: str) -> None:
         """Write what became of an act. Never raises: it is done."""
@@ -274,7 +291,7 @@ class Gate:
 
     def questions(self, operation: Operation) -> Questions[Population | None]:
         """Ask for the epochs and for the population, before an act that depends on them."""
-        for dependency in self.needs(operation).required:
+        for dependency in self._relied_upon(operation):
             if dependency._epoch_function is not None:
                 yield from dependency._read_epoch()
         budget = operation.budget
@@ -282,12 +299,19 @@ class Gate:
             return None
         try:
             with Scope(f"population of {operation.subject_type}"[:200]) as around:
-                population = population_of((yield budget.population))
+                population = population_of((yield budget.population))._replace(asked=around.asked)
         except Exception as error:  # noqa: BLE001 - users' code; cannot tell means no
             return Population(None, cause_of(error).text)
         if around.missed:
             return Population(None, f"a call to {', '.join(around.missed)} did not answer")
         return population
+
+    def _relied_upon(self, operation: Operation) -> tuple[Dependency, ...]:
+        """Give what an operation requires, and what its witness asks."""
+        required = self.needs(operation).required
+        asked = None if operation.evidence is None else self._home._witnesses.asks(operation.evidence)
+        known = None if asked is None else self._home[asked]
+        return required if known is None or known in required else (*required, known)
 
     def nominate(
         self,
@@ -313,22 +337,23 @@ class Gate:
         )
 
     def _rebase(self, operation: Operation, population: Population | None) -> None:
-        """Accept new data as the known data where the population is back and time has passed."""
+        """Accept new data as the known data where the population is back and time has passed.
+
+        It speaks for the dependencies that were asked for it: that all files are there says nothing of Redis.
+        """
         if population is None or population.size is None:
             return
-        size, now = population.size, self._home._engine.clock.monotonic()
+        size = population.size
         doubted = [
             dependency
             for dependency in self.needs(operation).required
-            if dependency._epoch_function is not None
-            and dependency._epoch.unexplained
-            and now - dependency._epoch.since >= self._home._gate_settings.settle_min
+            if dependency._epoch.unexplained and dependency.name in population.asked
         ]
         if not doubted:
             return
         is_back = self._home._budgets.step(operation.subject_type, lambda tally, _: tally.is_back(size))
         for dependency in doubted if is_back else ():
-            dependency._accept_epoch()
+            dependency._rebase_epoch()
 
     def _judge(
         self,
@@ -337,20 +362,20 @@ class Gate:
         grant: Grant | None,
         found: tuple[Finding, ...],
         *,
-        proof: bool = True,
+        runs: bool = False,
     ) -> Verdict:
-        """Decide. Never raises."""
+        """Decide, or decide again about one that runs. Never raises."""
         try:
             fault = None
             if grant is not None:
-                fault = self._home._grants.fault(grant, operation.name, subject)
+                fault = self._home._grants.fault(grant, operation.name, subject, runs=runs)
             if fault is not None:
                 reason = blocked_by("grant_invalid", fault, retry_after=None)
                 return Verdict(
                     operation=operation.name, trigger=operation.trigger, subject=subject, reasons=(reason,)
                 )
             overrides = frozenset[str]() if grant is None else grant.overrides
-            return self._decide(operation, subject, found, overrides, proof=proof)
+            return self._decide(operation, subject, found, overrides, proof=not runs)
         except Exception as error:  # noqa: BLE001 - cannot tell means no
             return _fault(operation, subject, error)
 
@@ -440,7 +465,14 @@ class Gate:
             same_epoch=seen.epoch == dependency._epoch.number,
             miss_since=missed is not None and missed >= seen.asked,
             sick_since=sick is not None and sick >= seen.asked,
+            epoch_doubt=self._epoch_doubt(operation, dependency),
         )
+
+    def _epoch_doubt(self, operation: Operation, dependency: Dependency) -> str:
+        """Say why the data that a witness asks cannot be the known data, unless it is required anyway."""
+        if dependency._epoch_function is None or dependency in self.needs(operation).required:
+            return ""
+        return dependency._epoch.failed or dependency._epoch.unexplained
 
     def _testimony(self, operation: Operation, subject: str | None) -> str | None:
         """Say in a few words what an act relied on."""

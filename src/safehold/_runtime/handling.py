@@ -12,14 +12,16 @@ import _signal  # type: ignore[import-not-found]  # what `signal` wraps, without
 import asyncio
 import atexit
 import concurrent.futures
+import inspect
 import os
 import signal
 import sys
 import threading
 import weakref
 from asyncio import _get_running_loop as _running_loop
-from collections.abc import Collection, Iterator, Mapping
-from types import CodeType, FrameType
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
+from types import CodeType, FrameType, FunctionType
 from typing import Any, Final, NamedTuple
 
 from ..errors import OperationBlocked, Refused
@@ -31,6 +33,7 @@ _HANDLE_RUN: Final = asyncio.Handle._run.__code__
 _CALLBACKS: Final = {
     weakref.finalize.__call__.__code__: "in a finaliser",
     _future._invoke_callbacks.__code__: "in a future's done-callback",
+    _future.add_done_callback.__code__: "in a future's done-callback",  # of one that is done already
 }
 _NAMES: Final = frozenset({"__del__", _HANDLE_RUN.co_name, *(code.co_name for code in _CALLBACKS)})
 _main = threading.main_thread()
@@ -127,6 +130,8 @@ def handled() -> Handled:
         if isinstance(marks, _Marks):
             for seen in marks.values():
                 failures.setdefault(seen.dependency, why.text)
+    if interrupted is None and sum(1 for _ in _links(error)) >= _DEEPEST:
+        interrupted = "a chain of exceptions too long to read"
     return Handled(failures=failures, interrupted=interrupted)
 
 
@@ -197,10 +202,10 @@ def finalising(skip: int = 0) -> str | None:
             if code.co_name == "__del__":
                 return "in a finaliser"
             if code is _HANDLE_RUN:
-                return "in a future's done-callback" if _runs_done_callback(frame) else found
+                return _in_between(frame) or found
             if code in _CALLBACKS:
                 return _CALLBACKS[code]
-            if code in handlers:
+            if code in handlers and any(_runs(frame, handler) for handler in handlers[code]):
                 found = "in a signal handler"
         frame = frame.f_back
     if in_main and code is not None and code.co_name != "<module>" and not _main.is_alive():
@@ -208,25 +213,62 @@ def finalising(skip: int = 0) -> str | None:
     return found
 
 
-def _signal_handlers() -> tuple[Collection[CodeType], Collection[str]]:
+Handlers = Mapping[CodeType, Sequence[FunctionType]]
+
+
+def _signal_handlers() -> tuple[Handlers, Collection[str]]:
     """Give the code that handles signals in this process, on its main thread, and all names to look at."""
     global _handlers  # noqa: PLW0603 - one process, one table
     handlers, known = _handlers
     now = [*map(_signal.getsignal, _SIGNALS)]
     if now != handlers:
-        codes = frozenset(code for one in now if (code := getattr(one, "__code__", None)) is not None)
+        codes: dict[CodeType, list[FunctionType]] = {}
+        for function in map(_function_of, now):
+            if function is not None:
+                codes.setdefault(function.__code__, []).append(function)
         known = codes, _NAMES | {code.co_name for code in codes}
         _handlers = now, known
     return known
 
 
-_NO_HANDLERS: Final[tuple[Collection[CodeType], Collection[str]]] = (frozenset(), _NAMES)
-_handlers: tuple[list[Any], tuple[Collection[CodeType], Collection[str]]] = [], _NO_HANDLERS
+_NO_HANDLERS: Final[tuple[Handlers, Collection[str]]] = ({}, _NAMES)
+_handlers: tuple[list[Any], tuple[Handlers, Collection[str]]] = [], _NO_HANDLERS
 
 
-def _runs_done_callback(frame: FrameType) -> bool:
-    """Whether the loop runs what was added to a future that is done: no task, and nothing of its own."""
-    if _running_loop() is None or asyncio.current_task() is not None:
-        return False
-    handed: tuple[Any, ...] = getattr(frame.f_locals.get("self"), "_args", None) or ()
-    return len(handed) == 1 and isinstance(handed[0], asyncio.Future) and handed[0].done()
+def _function_of(handler: Any) -> FunctionType | None:
+    """Give the Python function that a handler is, or is made of."""
+    while isinstance(handler, partial):
+        handler = handler.func
+    called = inspect.getattr_static(type(handler), "__call__", None)
+    for known in (handler, getattr(handler, "__func__", None), called):
+        if isinstance(known, FunctionType):
+            return known
+    return None
+
+
+def _runs(frame: FrameType, function: FunctionType) -> bool:
+    """Whether a frame runs this function, and not another one that a decorator has made of the same code."""
+    names, cells = function.__code__.co_freevars, function.__closure__ or ()
+    if not names:
+        return True
+    local = frame.f_locals
+    try:
+        return all(local[name] is cell.cell_contents for name, cell in zip(names, cells, strict=True))
+    except (KeyError, ValueError):  # not bound yet, or no more
+        return True
+
+
+def _in_between(frame: FrameType) -> str | None:
+    """Say whether the loop runs a signal's handler, or what was added to a future that is done.
+
+    It runs both without a task, and what it was merely asked to call as well.
+    """
+    loop = _running_loop()
+    if loop is None or asyncio.current_task() is not None:
+        return None
+    handle = frame.f_locals.get("self")
+    if handle in getattr(loop, "_signal_handlers", {}).values():
+        return "in a signal handler"
+    handed: tuple[Any, ...] = getattr(handle, "_args", None) or ()
+    is_callback = len(handed) == 1 and isinstance(handed[0], asyncio.Future) and handed[0].done()
+    return "in a future's done-callback" if is_callback else None

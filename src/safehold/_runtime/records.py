@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .state import StateFile
 
 _LOST_EPOCH = EpochReading(lineage="what was known is lost")
+_OTHERS_ARE_LOST = ""  # no dependency is called so
+_EPOCHS, _LEDGER, _BUDGETS = "epochs.json", "ledger.jsonl", "budgets.json"
 
 
 class Records:
@@ -41,9 +43,10 @@ class Records:
         from .state import StateFile  # noqa: PLC0415 - most processes keep nothing
 
         path = Path(directory).absolute()
-        self.keep_ledger(path / "ledger.jsonl")
-        self.budgets.keep(path / "budgets.json")
-        self._epochs = StateFile(path / "epochs.json")
+        _provision(path)
+        self.keep_ledger(path / _LEDGER)
+        self.budgets.keep(path / _BUDGETS)
+        self._epochs = StateFile(path / _EPOCHS)
         self.directory = path
 
     def keep_ledger(self, path: str | os.PathLike[str]) -> None:
@@ -81,13 +84,14 @@ class Records:
         """Give what was known of the data of a dependency before this process; `None` when nothing was."""
         if self._epochs is None:
             return None
-        there = self._epochs.path.exists()
         document = self._epochs.read()
         if not isinstance(document, dict):  # lost, or not of our making
-            return _LOST_EPOCH if there else None
+            return _LOST_EPOCH
         try:
             kept = document.get(dependency)
-            return None if kept is None else _reading(kept)
+            if kept is None:
+                return _LOST_EPOCH if _OTHERS_ARE_LOST in document else None
+            return _reading(kept)
         except (AttributeError, KeyError, TypeError, ValueError):
             return _LOST_EPOCH
 
@@ -103,12 +107,26 @@ class Records:
         }
 
         def rewrite(document: Any) -> Any:
-            return {**(document if isinstance(document, dict) else {}), dependency: kept}
+            return {
+                **(document if isinstance(document, dict) else {_OTHERS_ARE_LOST: True}),
+                dependency: kept,
+            }
 
         try:
             self._epochs.update(rewrite)
         except (OSError, ConfigurationError) as error:
             log.fault("state_failed", error, dependency=dependency)
+
+
+def _provision(directory: Path) -> None:
+    """Say in a new directory that no epoch is known yet: later, what says nothing is lost."""
+    from .state import StateFile  # noqa: PLC0415 - most processes keep nothing
+
+    try:
+        if not any((directory / name).exists() for name in (_EPOCHS, _LEDGER, _BUDGETS)):
+            StateFile(directory / _EPOCHS).update(lambda known: known if isinstance(known, dict) else {})
+    except OSError as error:  # then nothing is known, and a person has to say what is
+        log.fault("state_failed", error, path=str(directory))
 
 
 def _reading(kept: Any) -> EpochReading:

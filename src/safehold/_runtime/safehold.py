@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 from .._core.breaker import PROBE_HEAD_START
 from .._core.budget import Budget
-from .._core.configuration import ConfigurationError, check_name
+from .._core.configuration import ConfigurationError, check_count, check_name
 from .._core.evidence import MAX_AGE
 from .._core.gate import GateSettings, Verdict
 from .._core.health import HealthState, overall
@@ -27,16 +27,18 @@ from .dependency import Declaration, Dependency, EpochFunction, Probe, check_pro
 from .engine import Engine, Listener, Subscription, nobody
 from .fork import begin_again_in_children
 from .gate import Gate
-from .grants import LIFETIME, Grant, GrantPolicy, Grants, make_request
+from .grants import LIFETIME, Grant, GrantPolicy, Grants, make_request, told_of
 from .ledger import Ledger
 from .operations import Operation, make_operation
 from .plans import Plan, explicit, judged, plan_of
 from .prober import STOP_TIMEOUT, LoopProber, ThreadProber
+from .probing import Probing
 from .questions import aask, ask
 from .records import Records
 from .scope import Scope
 from .sweep import AsyncSweep, Sweep, Swept
 from .ticket import running_act
+from .waiting import Events, await_until, wait_until, wanted_states
 from .witness import WitnessDecorator, Witnesses, testify
 
 if TYPE_CHECKING:
@@ -112,6 +114,7 @@ class Safehold:
         probe: Probe | None = None,
         probe_policy: ProbePolicy | None = None,
         epoch: EpochFunction | None = None,
+        depends_on: Collection[str] = (),
     ) -> Dependency:
         """Declare a dependency and give its handle.
 
@@ -120,7 +123,8 @@ class Safehold:
         function from the exception to true (failure) or false (the application's own error). `probe`: a
         function or coroutine function without arguments that returns when the dependency answers. `epoch`:
         one that says which data it holds (see `EpochReading`); it is asked before each destructive operation
-        that requires this dependency, and a change that nothing explains blocks them.
+        that requires this dependency, and a change that nothing explains blocks them. `depends_on`: the names
+        of what it needs itself: while one of those is down it is that one's outage, and it is probed after.
 
         Declaring it again with equal settings gives the same handle; with different ones it raises
         `ConfigurationError` and names the difference.
@@ -141,6 +145,7 @@ class Safehold:
             probe,
             check_policy("probe_policy", probe_policy, ProbePolicy),
             epoch,
+            check_roots(self, name, depends_on),
         )
         handle = self[name]
         handle.declare(declaration)
@@ -322,7 +327,15 @@ class Safehold:
             approved_by=approved_by,
         )
         grant = self._grants.make(request)
-        self._ledger.note(operation, reason, actor, reasons=tuple(sorted(request.overrides)), grant=grant.id)
+        approved = "" if approved_by is None else f" (approved by {approved_by})"
+        self._ledger.note(
+            operation,
+            reason + approved,
+            actor,
+            subject=told_of(request.subjects),
+            reasons=tuple(sorted(request.overrides)),
+            grant=grant.id,
+        )
         return grant
 
     def force(self, grant: Grant, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -335,7 +348,7 @@ class Safehold:
         if not isinstance(grant, Grant):
             msg = f"grant must come from health.grant(...), got {grant!r}"
             raise ConfigurationError(msg)
-        making, first, named = making_of(function)
+        making, first, named = making_of(function, itself=True)
         forced: Callable[..., R] = making.form(grant)
         return forced(*first, *args, **{**named, **kwargs})
 
@@ -525,6 +538,34 @@ class Safehold:
 
     # --- probing ----------------------------------------------------------------------------------
 
+    def probe_now(self, name: str) -> Probing:
+        """Probe a dependency at once: `await health.probe_now("redis")`, or `.result()` from a thread.
+
+        An open breaker does not wait for its cooldown. Both give the health when the probe has ended. Raises
+        `ConfigurationError` for a dependency that has no probe, or is held.
+        """
+        return Probing(self[name])
+
+    def wait_until(
+        self, name: str, state: str | Collection[str], *, timeout: float | None = None
+    ) -> bool:
+        """Wait on this thread until a dependency is in a state, or in one of several; say whether it came.
+
+        `timeout`: seconds (at least 0; `None`: for ever).
+        """
+        return wait_until(self[name], wanted_states(state), timeout)
+
+    async def await_until(
+        self, name: str, state: str | Collection[str], *, timeout: float | None = None  # noqa: ASYNC109
+    ) -> bool:
+        """Do the same as `wait_until` in a task, without blocking the loop."""
+        return await await_until(self[name], wanted_states(state), timeout)
+
+    def events(self, most: int = 1000) -> Events:
+        """Give events as they come: `async for event in health.events(): ...`. At most `most` wait."""
+        check_count("most", most)
+        return Events(self._engine, most)
+
     def start(self) -> None:
         """Run the probes on a daemon thread. Nothing happens where a prober runs already."""
         self._begin(lambda: ThreadProber(self._engine, lambda: self))
@@ -620,6 +661,25 @@ class Running:
         if isinstance(self._mine, LoopProber):
             self._home._end(self._mine)
             await self._mine.stop()
+
+
+def check_roots(home: Safehold, name: str, roots: Collection[str]) -> tuple[str, ...]:
+    """Give what a dependency needs itself; raise where it would need itself in the end."""
+    if isinstance(roots, str) or not isinstance(cast("object", roots), Collection):
+        msg = f"depends_on must be a list of dependency names, got {roots!r}"
+        raise ConfigurationError(msg)
+    waiting, met = list(roots), set[str]()
+    for root in roots:
+        check_name("a name in depends_on", root)
+    while waiting:
+        root = waiting.pop()
+        if root == name:
+            msg = f"depends_on={list(roots)!r} of {name!r} leads back to {name!r}"
+            raise ConfigurationError(msg)
+        if root not in met:
+            met.add(root)
+            waiting += home[root].depends_on
+    return tuple(dict.fromkeys(roots))
 
 
 def _load_what_an_outage_needs() -> None:

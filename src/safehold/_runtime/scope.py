@@ -44,7 +44,7 @@ class Scope:
     counts as being in the nearest one that is open, or in none.
     """
 
-    __slots__ = ("_calls", "_open", "_parent", "_taints", "_used", "name", "number")
+    __slots__ = ("_asked", "_calls", "_open", "_parent", "_taints", "_used", "name", "number")
 
     def __init__(self, name: str) -> None:
         check_name("scope name", name)
@@ -55,6 +55,7 @@ class Scope:
         self._used = False
         self._taints: dict[str, str] = {}
         self._calls: dict[object, tuple[str, int]] = {}
+        self._asked: set[str] = set()
 
     @property
     def tainted(self) -> bool:
@@ -70,6 +71,11 @@ class Scope:
     def missed(self) -> tuple[str, ...]:
         """The dependencies that missed in this very scope, or in one inside it."""
         return tuple(self._taints)
+
+    @property
+    def asked(self) -> frozenset[str]:
+        """The dependencies that were called in this scope, or in one inside it."""
+        return frozenset(self._asked)
 
     @property
     def taints(self) -> Mapping[str, str]:
@@ -114,8 +120,9 @@ class Scope:
 
     def begin(self, call: object, dependency: str, *, long: bool) -> None:
         """Note a call in flight. A long one is not waited for."""
-        if not long:
-            for scope in self.lineage():
+        for scope in self.lineage():
+            scope._asked.add(dependency)
+            if not long:
                 scope._calls[call] = (dependency, _process)
 
     def end(self, call: object) -> None:

@@ -6,6 +6,7 @@ context, into child tasks and `asyncio.to_thread`, and is worth nothing once the
 
 from __future__ import annotations
 
+from contextlib import suppress
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Protocol
@@ -50,7 +51,10 @@ class Step:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.runs = False
-        held.reset(self._token)
+        with suppress(
+            ValueError
+        ):  # ended in another context, as a generator that was dropped: it is worthless there
+            held.reset(self._token)
 
 
 def running_operation() -> str | None:

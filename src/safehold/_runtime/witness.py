@@ -48,14 +48,20 @@ class Witnesses:
 
     def __init__(self) -> None:
         self._known: dict[str, str] = {}
+        self._asks: dict[str, str] = {}
         self._seen: OrderedDict[tuple[str, str], Evidence] = OrderedDict()  # moved in steps of the engine
 
-    def register(self, name: str, place: str) -> None:
+    def register(self, name: str, place: str, dependency: str) -> None:
         """Add a witness; two of one name raise, unless they are the same code loaded twice."""
         known = self._known.setdefault(name, place)
         if known != place:
             msg = f"witness {name!r} is registered already, by {known}; {place} needs another name"
             raise ConfigurationError(msg)
+        self._asks[name] = dependency
+
+    def asks(self, name: str) -> str | None:
+        """Name the dependency that a witness asks; `None` when there is no such witness."""
+        return self._asks.get(name)
 
     def knows(self, name: str) -> bool:
         """Whether there is one of this name."""
@@ -91,7 +97,7 @@ def testify(
     check_name("witness name", name)
     read = subject_reader(function, subject_parameter(function, name, subject))
     place = (getattr(function, "__module__", ""), getattr(function, "__qualname__", name))
-    witnesses.register(name, ".".join(place))
+    witnesses.register(name, ".".join(place), dependency.name)
 
     def witness(*args: Any, **kwargs: Any) -> Evidence:
         asking = _Asking(witnesses, dependency, name, read(args, kwargs))
