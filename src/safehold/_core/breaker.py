@@ -370,6 +370,12 @@ class Breaker:
             self.era.ask = self._must_ask(now)
             self._observe(now, cause)
 
+    def hasten(self, now: float) -> None:
+        """Let the next trial be due at once, on somebody's wish; a hold and a pause stay."""
+        generation = self.era.generation
+        if generation.state is not BreakerState.CLOSED and not generation.held and generation.trial is None:
+            generation.due = self._not_in_pause(now)
+
     def pause(self, until: float, now: float, *, draw: float, cause: Cause) -> None:
         """Let nobody ask before `until`, as the dependency wished. A pause is never shortened."""
         self.tick(now, draw=draw)
