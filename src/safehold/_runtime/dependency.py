@@ -66,12 +66,20 @@ class Dependency:
     any thread or task.
     """
 
-    def __init__(self, name: str, engine: Engine, gate: GateSettings, records: Records) -> None:
+    def __init__(
+        self,
+        name: str,
+        engine: Engine,
+        gate: GateSettings,
+        records: Records,
+        root: Callable[[str], Dependency],
+    ) -> None:
         check_name("dependency name", name)
         self.name = name
         self._engine = engine
         self._gate = gate
         self._records = records
+        self._root = root  # gives what it depends on, by name
         self._key = next(_keys)
         self._place = math.inf  # among the declarations
         self._timed = False
@@ -127,6 +135,20 @@ class Dependency:
     def depends_on(self) -> tuple[str, ...]:
         """The dependencies that it needs itself."""
         return () if self._declaration is None else self._declaration.depends_on
+
+    @property
+    def is_down(self) -> bool:
+        """Whether its breaker lets no calls through."""
+        return self._breaker.state is not BreakerState.CLOSED
+
+    @property
+    def because(self) -> str | None:
+        """Name the dependency at the root of its trouble, where that is not itself; `None` elsewhere."""
+        for name in self.depends_on:
+            root = self._root(name)
+            if root.is_down:
+                return root.because or name
+        return None
 
     @property
     def held(self) -> bool:
@@ -486,6 +508,11 @@ class Dependency:
             writes_refused=None if (refused := breaker.impaired.get(WRITES)) is None else refused.text,
         )
 
+    def _next_probe(self, now: float) -> float | None:
+        """Give the seconds until its next probe; `None` when none is planned."""
+        due = None if self._schedule is None else self._schedule.due()
+        return None if due is None else max(0.0, due - now)
+
     def _report(self, now: float, offset: float) -> DependencyReport:
         from .report import DependencyReport  # noqa: PLC0415 - pydantic's models load when they are used
 
@@ -504,6 +531,11 @@ class Dependency:
             impaired={facet: why.text for facet, why in breaker.impaired.items()},
             paused=breaker.pause_left(now),
             unresolved_miss=breaker.unresolved_miss,
+            because=None if breaker.health(now) is HealthState.HEALTHY else self.because,
+            depends_on=self.depends_on,
+            epoch=self.epoch,
+            next_probe=self._next_probe(now),
+            last_miss=None if breaker.last_miss is None else at_wall(breaker.last_miss, offset),
             generation=breaker.era.generation.number,
             level=breaker.level,
             successes=breaker.successes,

@@ -128,6 +128,12 @@ def claim(dependency: Dependency) -> ProbeRun | None:
     return ProbeRun(dependency, permit, now + timeout)
 
 
+def waits_for_root(dependency: Dependency) -> bool:
+    """Whether something that it needs itself is down and probed: that comes back first, or nothing does."""
+    roots = [dependency._root(name) for name in dependency.depends_on]
+    return any(root._schedule is not None and root.is_down for root in roots)
+
+
 def _every_error(dependency: Dependency, error: Exception) -> Judgement:
     """Take everything that a probe raises for a failure, but for what says nothing about the other side.
 
@@ -217,13 +223,13 @@ class Prober:
                 run.expire()
         waits = [run.deadline for run in self._runs]
         for dependency in list(self._dependencies()):
-            claimed = claim(dependency)
+            claimed = None if waits_for_root(dependency) else claim(dependency)
             if claimed is not None:
                 self._runs.add(claimed)
                 waits.append(claimed.deadline)
                 self._launch(claimed)
             schedule = dependency._schedule
-            due = None if schedule is None else schedule.due()
+            due = None if schedule is None or waits_for_root(dependency) else schedule.due()
             if due is not None:
                 waits.append(due)
         return None if not waits else max(0.0, min(waits) - self._engine.clock.monotonic())

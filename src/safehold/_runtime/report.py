@@ -13,10 +13,13 @@ class DependencyReport(BaseModel):
     """One dependency at one instant.
 
     `retry_after` is in seconds, 0 when calls go through, `None` when only a person can end the state.
-    `level` is how many steps the cooldown has grown. `late_dropped` counts results that came home after
-    the state in which their calls began was over; `suppressed` counts calls that an observing breaker
-    let through although it would have refused them. `impaired` names the facets that fail while the rest
-    works (`"write"`, a node), each with why. `paused` is how many seconds it has asked to be left alone.
+    `level` is how many steps the cooldown has grown. `late_dropped` counts results that came home after the
+    state in which their calls began was over; `suppressed` counts calls that an observing breaker let
+    through although it would have refused them. `impaired` names the facets that fail while the rest works
+    (`"write"`, a node), each with why. `paused` is how many seconds it has asked to be left alone.
+    `because` names the dependency at the root of its trouble, where it is not its own. `epoch` numbers the
+    epoch of its data, `None` without an epoch function. `next_probe` is in seconds, `None` when none is
+    planned.
     """
 
     model_config = ConfigDict(frozen=True, defer_build=True)
@@ -34,6 +37,11 @@ class DependencyReport(BaseModel):
     impaired: dict[str, str]
     paused: float
     unresolved_miss: bool
+    because: str | None = None
+    depends_on: tuple[str, ...] = ()
+    epoch: int | None = None
+    next_probe: float | None = None
+    last_miss: datetime | None = None
     generation: int
     level: int
     successes: int

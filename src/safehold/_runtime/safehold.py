@@ -157,7 +157,7 @@ class Safehold:
         """Give the handle of a name, declared or not."""
         handle = self._handles.get(name) if isinstance(name, str) else None
         if handle is None:
-            made = Dependency(name, self._engine, self._gate_settings, self._records)
+            made = Dependency(name, self._engine, self._gate_settings, self._records, self.__getitem__)
             handle = self._handles.setdefault(name, made)
         return handle
 

@@ -1,0 +1,250 @@
+"""Probes on demand, what depends on what, waiting for a state, and events to iterate over."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from safehold import ConfigurationError, Dependency, HealthState, Safehold
+from safehold.testing.clock import ManualClock
+
+from .support import POLICY, Down, fail, make_healthy, make_open, succeed
+
+
+def probed(
+    health: Safehold, name: str = "api", answers: list[Any] | None = None, **options: Any
+) -> Dependency:
+    """Declare a dependency whose probe pops its answers; the last one stays."""
+    left = [True] if answers is None else answers
+
+    def probe() -> Any:
+        answer = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return health.dependency(name, policy=POLICY, probe=probe, **options)
+
+
+# --- a probe now --------------------------------------------------------------------------------------
+
+
+def test_a_probe_now_tells_what_it_found(health: Safehold) -> None:
+    """Of a dependency that nobody has called yet, good and bad."""
+    assert probed(health) is health["api"]
+    assert health.probe_now("api").result(10) is HealthState.HEALTHY
+    probed(health, "db", [Down("no answer")])
+    assert health.probe_now("db").result(10) is HealthState.DEGRADED
+
+
+def test_a_probe_now_does_not_wait_for_the_cooldown(health: Safehold) -> None:
+    """Somebody has mended it and wants to see; a probe that fails opens the breaker again."""
+    api = probed(health, answers=[Down("no answer"), True])
+    make_open(api)
+    assert health.probe_now("api").result(10) is HealthState.UNHEALTHY
+    assert api.retry_after == 20.0, "a failed probe is a failed recovery"
+    assert health.probe_now("api").result(10) is HealthState.RECOVERING
+    assert api.breaker == "closed"
+
+
+def test_a_probe_now_can_be_awaited(health: Safehold) -> None:
+    """In a loop of its own, with a coroutine function, by several at once."""
+    asked: list[int] = []
+
+    async def probe() -> None:
+        asked.append(1)
+        await asyncio.sleep(0)
+
+    health.dependency("api", probe=probe)
+
+    async def main() -> list[HealthState]:
+        first, second = health.probe_now("api"), health.probe_now("api")
+        return [await first, await second]
+
+    assert asyncio.run(main()) == [HealthState.HEALTHY] * 2
+    assert asked == [1], "one that is under way answers for all"
+
+
+def test_a_probe_now_with_a_prober_running(health: Safehold) -> None:
+    """The prober makes it; on a thread and in a loop."""
+    probed(health)
+    with health.running():
+        assert health.probe_now("api").result(10) is HealthState.HEALTHY
+
+    async def main() -> HealthState:
+        async with health.running():
+            return await health.probe_now("api")
+
+    assert asyncio.run(main()) is HealthState.HEALTHY
+
+
+def test_a_probe_now_needs_a_probe_and_no_hold(health: Safehold, redis: Dependency) -> None:
+    """What cannot be done is said at once."""
+    with pytest.raises(ConfigurationError, match="redis has no probe"):
+        health.probe_now("redis")
+    api = probed(health)
+    api.hold("maintenance")
+    with pytest.raises(ConfigurationError, match="api is held"):
+        health.probe_now("api")
+
+
+# --- what depends on what -----------------------------------------------------------------------------
+
+
+def test_a_dependent_names_the_root_of_its_trouble(health: Safehold) -> None:
+    """The API behind the socket needs Redis: there is one outage, and it is Redis's."""
+    redis = probed(health, "redis")
+    api = probed(health, "api", depends_on=["redis"])
+    page = probed(health, "page", depends_on=["api"])
+    for dependency in (redis, api, page):
+        make_open(dependency)
+    report = health.status().dependencies
+    assert [report[name].because for name in ("redis", "api", "page")] == [None, "redis", "redis"]
+    assert report["page"].depends_on == ("api",)
+    redis.reset()
+    assert health.status().dependencies["page"].because == "api"
+
+
+def test_the_root_is_probed_first(health: Safehold, clock: ManualClock) -> None:
+    """As long as it is down, what depends on it is not asked; then it is, at once."""
+    order: list[str] = []
+    state = {"redis": False}
+
+    def probe(name: str) -> Any:
+        def ask() -> bool:
+            order.append(name)
+            return state.get(name, True) and state["redis"]
+
+        return ask
+
+    for name, roots in (("api", ["redis"]), ("redis", [])):
+        make_open(health.dependency(name, policy=POLICY, probe=probe(name), depends_on=roots))
+    told = threading.Semaphore(0)
+    health.subscribe(lambda _: told.release())
+    with health.running():
+        clock.advance(10)
+        while health["redis"].retry_after != 20.0:
+            assert told.acquire(timeout=10)
+        assert order == ["redis"]
+        state["redis"] = True
+        clock.advance(20)
+        while health["api"].breaker != "closed":
+            assert told.acquire(timeout=10)
+    assert order == ["redis", "redis", "api"]
+
+
+def test_a_dependency_cannot_need_itself(health: Safehold) -> None:
+    """Neither at once nor in the end."""
+    health.dependency("a", depends_on=["b"])
+    health.dependency("b", depends_on=["c"])
+    with pytest.raises(ConfigurationError, match="leads back to 'c'"):
+        health.dependency("c", depends_on=["a"])
+    with pytest.raises(ConfigurationError, match="leads back"):
+        health.dependency("d", depends_on=["d"])
+    with pytest.raises(ConfigurationError, match="list of dependency names"):
+        health.dependency("e", depends_on="redis")
+
+
+# --- waiting ------------------------------------------------------------------------------------------
+
+
+def test_waiting_ends_when_the_state_has_come(health: Safehold, redis: Dependency) -> None:
+    """At once where it is there, else with the event that brings it."""
+    assert health.wait_until("redis", "unknown")
+    make_healthy(redis)
+    waiting = threading.Thread(
+        target=lambda: results.append(health.wait_until("redis", ["unhealthy"], timeout=60))
+    )
+    results: list[bool] = []
+    waiting.start()
+    make_open(redis)
+    waiting.join(10)
+    assert results == [True]
+
+
+def test_waiting_has_an_end(health: Safehold, redis: Dependency, clock: ManualClock) -> None:
+    """By the clock of the Safehold; zero seconds ask once."""
+    assert not health.wait_until("redis", "healthy", timeout=0)
+    results: list[bool] = []
+    waiting = threading.Thread(
+        target=lambda: results.append(health.wait_until("redis", "healthy", timeout=30))
+    )
+    waiting.start()
+    while waiting.is_alive():
+        clock.advance(10)
+        waiting.join(0.05)
+    assert results == [False]
+
+
+def test_waiting_sees_what_comes_with_time(health: Safehold, redis: Dependency, clock: ManualClock) -> None:
+    """The end of a settle time is no call's doing, and nobody else looks."""
+    make_open(redis)
+    clock.advance(10)
+    succeed(redis)
+    succeed(redis)
+    assert redis.state is HealthState.RECOVERING
+    results: list[bool] = []
+    waiting = threading.Thread(
+        target=lambda: results.append(health.wait_until("redis", "healthy", timeout=3600))
+    )
+    waiting.start()
+    while waiting.is_alive():
+        clock.advance(5)
+        waiting.join(0.05)
+    assert results == [True]
+
+
+def test_a_task_waits_without_blocking_its_loop(health: Safehold, redis: Dependency) -> None:
+    """The failure comes from the very loop that waits."""
+
+    async def main() -> tuple[bool, bool]:
+        wait = asyncio.create_task(health.await_until("redis", "degraded", timeout=60))
+        await asyncio.sleep(0)
+        fail(redis)
+        return await wait, await health.await_until("redis", "healthy", timeout=0)
+
+    assert asyncio.run(main()) == (True, False)
+
+
+@pytest.mark.parametrize("state", ["fine", [], ["healthy", "fine"]])
+def test_a_state_that_there_is_not(health: Safehold, state: Any) -> None:
+    """Nobody waits for a slip of the pen for ever."""
+    with pytest.raises(ConfigurationError, match="state must be one or several of"):
+        health.wait_until("redis", state)
+
+
+# --- events -------------------------------------------------------------------------------------------
+
+
+def test_events_come_in_order_and_end(health: Safehold, redis: Dependency) -> None:
+    """From threads as well; closing ends the iteration, and what waits is still given."""
+
+    async def main() -> list[str]:
+        told: list[str] = []
+        async with health.events() as events:
+            await asyncio.to_thread(make_open, redis)
+            async for event in events:
+                told.append(str(event.after))
+                if told[-1] == "unhealthy":
+                    redis.reset()
+                    events.close()
+        return told
+
+    assert asyncio.run(main()) == ["degraded", "unhealthy", "recovering"]
+
+
+def test_events_that_nobody_takes_are_dropped_and_counted(health: Safehold, redis: Dependency) -> None:
+    """The newest stay."""
+    events = health.events(most=2)
+    make_open(redis)
+    redis.reset()
+    assert events.dropped == 1
+
+    async def main() -> list[str]:
+        events.close()
+        return [str(event.after) async for event in events]
+
+    assert asyncio.run(main()) == ["unhealthy", "recovering"]
