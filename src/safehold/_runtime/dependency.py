@@ -19,6 +19,7 @@ from .._core.health import BreakerState, HealthState
 from .._core.schedule import ProbeSchedule, ProbeSettings
 from .._core.settings import BreakerSettings, Mode
 from .._core.unproven import Unproven
+from .._core.window import counted
 from . import log
 from .classify import Classifier, make_classifier
 from .clock import at_wall
@@ -507,6 +508,12 @@ class Dependency:
             epoch_unexplained=self._epoch.unexplained,
             writes_refused=None if (refused := breaker.impaired.get(WRITES)) is None else refused.text,
         )
+
+    @property
+    def _traffic(self) -> int:
+        """Give a number that grows with every call that needs no step."""
+        generation = self._breaker.era.generation
+        return counted(generation.tally) + counted(generation.turned_away) + counted(self._breaker.late)
 
     def _next_probe(self, now: float) -> float | None:
         """Give the seconds until its next probe; `None` when none is planned."""

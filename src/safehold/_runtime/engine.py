@@ -48,6 +48,7 @@ class Engine:
         self.wake: Callable[[], None] = nobody  # tells the prober to look again
         self.prober: Any = None  # the one that runs, or ran
         self.repeats: dict[tuple[str, str], tuple[float, int]] = {}  # what the log has told lately
+        self.steps = 0  # how many were taken; what nobody has moved is as it was
         self.mail: deque[Event] = deque()  # all breakers append to this one, in their steps
         self._subscriptions: tuple[Subscription, ...] = ()  # replaced whole
         self.reborn()
@@ -76,6 +77,7 @@ class Engine:
                 self._waiting.append(step)
                 return cast("R", None)
             self._stepping = threading.get_ident()
+            self.steps += 1
             try:
                 answer = step()
                 while self._waiting:

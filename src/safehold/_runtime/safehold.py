@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
 from datetime import UTC, datetime
 from importlib import import_module
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, cast, overload
 
 from .._core.breaker import PROBE_HEAD_START
 from .._core.budget import Budget
@@ -51,7 +51,16 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _alive: weakref.WeakSet[Safehold] = weakref.WeakSet()
+_SAME_REPORT = 0.05  # seconds for which a report is given again while nothing changes
 _dice = random.Random()  # noqa: S311 - jitter, no secret; not the shared one, which people seed
+
+
+class _Told(NamedTuple):
+    """A report that was given, when, and at which version of everything."""
+
+    at: float
+    version: tuple[int, int]
+    report: HealthReport
 
 
 class Safehold:
@@ -94,6 +103,7 @@ class Safehold:
         self._declarations = 0  # how many there were; operations look again when it moves
         self._gate = Gate(self)
         self._starting = threading.Lock()  # one prober at a time
+        self._told: _Told | None = None  # the last report
         on_advance = getattr(clock, "on_advance", None)
         if callable(on_advance):
             on_advance(self._wake)
@@ -492,10 +502,17 @@ class Safehold:
     # --- telling ----------------------------------------------------------------------------------
 
     def status(self) -> HealthReport:
-        """Say how everything is, from memory: nothing is called, and nothing is waited for."""
+        """Say how everything is, from memory: nothing is called, and nothing is waited for.
+
+        Between changes the same report is given again, for a twentieth of a second at most.
+        """
         from .report import HealthReport  # noqa: PLC0415 - pydantic's models load when they are used
 
-        engine = self._engine
+        engine, told = self._engine, self._told
+        if told is not None:
+            age = engine.clock.monotonic() - told.at
+            if 0 <= age < _SAME_REPORT and (engine.steps, self._traffic()) == told.version:
+                return told.report
         now, draw, offset = engine.clock.monotonic(), engine.rng.random(), engine.offset()
         handles = list(self)
 
@@ -511,7 +528,7 @@ class Safehold:
         for handle in handles:
             handle._settled()
         waits = [r.retry_after for r in reports.values() if r.state is not HealthState.HEALTHY]
-        return HealthReport(
+        report = HealthReport(
             name=self.name,
             at=datetime.fromtimestamp(engine.clock.wall(), UTC),
             overall=overall((report.critical, report.state) for report in reports.values()),
@@ -520,6 +537,11 @@ class Safehold:
             undeclared=tuple(handle.name for handle in handles if not handle.declared),
             probing=engine.probing,
         )
+        self._told = _Told(now, (engine.steps, self._traffic()), report)
+        return report
+
+    def _traffic(self) -> int:
+        return sum(handle._traffic for handle in list(self._handles.values()))
 
     def subscribe(self, listener: Listener, *, threaded: bool = False) -> Subscription:
         """Tell `listener` of every `Transition` and `Decision`, in order and once.
@@ -620,6 +642,7 @@ class Safehold:
             _dice.seed()  # else all children would draw alike
         self._engine.reborn()
         self._starting = threading.Lock()
+        self._told = None
         self._records.reborn()
         self._grants.reborn()
         self._gate.reborn()
