@@ -131,9 +131,9 @@ def test_failures_never_add_a_destruction(limit: int, taints: bool) -> None:
 @pytest.mark.parametrize("sweeping", [unscoped, forgetful])
 def test_unsafe_variants_are_seen(sweeping: Sweeping) -> None:
     """The model can tell: without the rules, failures add destructions."""
-    found = violations(sweeping, 2, taints=True)
-    assert found["others"] > 1000
-    assert found["more"] > 1000
+    found = violations(sweeping, 2, taints=True, every=4)
+    assert found["others"] > 500
+    assert found["more"] > 500
 
 
 def test_rounds_that_nominate_nobody_add_no_destruction() -> None:

@@ -144,7 +144,7 @@ class BudgetHandle:
 def population_of(answer: Any) -> Population:
     """Take what a population function gave: a number, or a collection that knows its size."""
     if answer is None or isinstance(answer, bool | float | str | bytes):
-        msg = f"population gave {answer!r}, neither a whole number nor a collection"
+        msg = f"population gave a {type(answer).__name__}, neither a whole number nor a collection"
         raise ConfigurationError(msg)
     size = index(answer) if hasattr(answer, "__index__") else len(answer)
     _check_size(size)

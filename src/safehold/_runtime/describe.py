@@ -8,8 +8,16 @@ from functools import lru_cache
 from typing import Any, cast
 
 from .._core.breaker import Cause
+from .._core.configuration import ConfigurationError
+from .._core.unproven import Unproven
 
 _LONGEST = 20  # links of a chain that are looked at
+
+
+def words_of(error: BaseException) -> str:
+    """Say it in words: our own complaints about what was given speak for themselves."""
+    ours = isinstance(error, ConfigurationError | Unproven)
+    return str(error) if ours else cause_of(error).text
 
 
 def cause_of(error: BaseException) -> Cause:

@@ -25,7 +25,7 @@ from ..errors import OperationBlocked
 from . import log
 from .budgets import population_of
 from .clock import SystemClock
-from .describe import cause_of
+from .describe import cause_of, words_of
 from .handling import finalising, handled
 from .ledger import Intent, LedgerOutcome, subject_of
 from .observer import watch
@@ -301,7 +301,7 @@ class Gate:
             with Scope(f"population of {operation.subject_type}"[:200]) as around:
                 population = population_of((yield budget.population))._replace(asked=around.asked)
         except Exception as error:  # noqa: BLE001 - users' code; cannot tell means no
-            return Population(None, cause_of(error).text)
+            return Population(None, words_of(error))
         if around.missed:
             return Population(None, f"a call to {', '.join(around.missed)} did not answer")
         return population

@@ -23,7 +23,7 @@ from .._core.sweep import Marks, SweepSettings
 from ..errors import OperationBlocked
 from . import log
 from .acts import making_of
-from .describe import cause_of
+from .describe import words_of
 from .grants import Grant
 from .ledger import LedgerOutcome, outcome_of
 from .observer import watch
@@ -33,6 +33,7 @@ from .scope import Scope
 from .witness import name_of_witness
 
 if TYPE_CHECKING:
+    from .dependency import Dependency
     from .safehold import Safehold
 
 MOST_EXAMPLES: Final = 100
@@ -185,7 +186,7 @@ class BaseSweep:
                     yield from self._steps(this, grant, scope, sleep)
                 except Exception as error:  # noqa: BLE001 - a round that fails does nothing, and harms nobody
                     log.fault("sweep_failed", error, sweep=self.name)
-                    this.facts["error"] = cause_of(error).text
+                    this.facts["error"] = words_of(error)
             return SweepReport(
                 sweep=self.name,
                 operation=self.operation.name,
@@ -236,14 +237,14 @@ class BaseSweep:
     def _ask(self, subject: Any) -> Questions[Evidence]:
         evidence = yield partial(self._confirm, subject)
         if not isinstance(evidence, Evidence):
-            msg = f"confirm gave {evidence!r}, no evidence"
+            msg = f"confirm gave a {type(evidence).__name__}, no evidence"
             raise ConfigurationError(msg)
         return evidence
 
     def _learn(self, readings: dict[str, Presence], *, clean: bool) -> list[str]:
         """Move the marks, and give what is ripe."""
         home, now = self._home, self._home._engine.clock.monotonic()
-        required = home._gate.needs(self.operation).required
+        required = self._sources()
         sick = watch.void_before(home._gate_settings.stall_after) if home._gate.is_watched else None
         ends = [sick, *(dependency._breaker.last_miss for dependency in required)]
         well_since = max((end for end in ends if end is not None), default=-math.inf)
@@ -256,6 +257,13 @@ class BaseSweep:
         )
         self._kept()
         return ripe
+
+    def _sources(self) -> list[Dependency]:
+        """Give what the operation requires, and what the witness asks."""
+        home = self._home
+        asked = home._witnesses.asks(str(name_of_witness(self._confirm)))
+        required = home._gate.needs(self.operation).required
+        return list(dict.fromkeys([*required, *([] if asked is None else [home[asked]])]))
 
     def _act(
         self,
@@ -374,7 +382,7 @@ async def _gathered(given: AsyncIterable[Any]) -> list[Any]:
 def _explicit(given: Any) -> dict[str, Any]:
     """Give what was nominated, each once, by its name. Nothing but a series of subjects nominates any."""
     if isinstance(given, str | bytes) or not isinstance(given, Iterable):
-        msg = f"nominate gave {given!r}, no series of subjects"
+        msg = f"nominate gave a {type(given).__name__}, no series of subjects"
         raise ConfigurationError(msg)
     subjects: dict[str, Any] = {}
     for subject in given:
