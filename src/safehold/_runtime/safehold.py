@@ -18,6 +18,7 @@ from .._core.configuration import ConfigurationError, check_count, check_name
 from .._core.evidence import MAX_AGE
 from .._core.gate import GateSettings, Verdict
 from .._core.health import HealthState, overall
+from . import log
 from . import scope as scopes
 from .acts import gated, making_of
 from .budgets import BudgetHandle
@@ -103,6 +104,7 @@ class Safehold:
         self._declarations = 0  # how many there were; operations look again when it moves
         self._gate = Gate(self)
         self._starting = threading.Lock()  # one prober at a time
+        self._started = False  # whether probes shall run on a thread
         self._told: _Told | None = None  # the last report
         on_advance = getattr(clock, "on_advance", None)
         if callable(on_advance):
@@ -589,11 +591,16 @@ class Safehold:
         return Events(self._engine, most)
 
     def start(self) -> None:
-        """Run the probes on a daemon thread. Nothing happens where a prober runs already."""
+        """Run the probes on a daemon thread. Nothing happens where a prober runs already.
+
+        In a forked child they begin again with the first thing that happens to a dependency there.
+        """
+        self._started = True
         self._begin(lambda: ThreadProber(self._engine, lambda: self))
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """End the probes that `start` began, waiting `timeout` seconds at most. May be called twice."""
+        self._started = False
         prober = self._engine.prober
         if isinstance(prober, ThreadProber) and self._end(prober):
             prober.stop(timeout)
@@ -642,6 +649,8 @@ class Safehold:
             _dice.seed()  # else all children would draw alike
         self._engine.reborn()
         self._starting = threading.Lock()
+        if self._started:
+            self._engine.wake = self._start_again
         self._told = None
         self._records.reborn()
         self._grants.reborn()
@@ -649,6 +658,14 @@ class Safehold:
         self._witnesses.forget()
         for handle in self._handles.values():
             handle._reborn()
+
+    def _start_again(self) -> None:
+        """Start the prober that the parent had, now that there is something to do."""
+        self._engine.wake = nobody
+        try:
+            self.start()
+        except RuntimeError as error:  # no thread to be had, or the interpreter ends
+            log.fault("prober_failed", error)
 
     def __repr__(self) -> str:
         return f"<Safehold {self.name!r}: {len(self._handles)} dependencies>"
