@@ -1,4 +1,4 @@
-"""Write the tables of the documentation that are made from the code: what each condition means.
+"""Write the tables of the documentation that are made from the code: what each condition or rule means.
 
     python tools/tables.py [--check]
 
@@ -15,22 +15,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from safehold import Outcome
+from safehold import Outcome, health
 from safehold.callsites import _conversation, _http, _redis_table, process
 from safehold.callsites._table import MISCONFIGURED, Row
 
 DOCS: Final = Path(__file__).parents[1] / "docs"
-TABLES: Final[Mapping[str, Iterable[Row]]] = {
-    "redis": _redis_table.TABLE,
-    "http": _http.rows(),
-    "streams": _conversation.TABLE,
-    "process": process.TABLE,
-}
 _BLOCK: Final = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
 
-def render(rows: Iterable[Row]) -> str:
-    """Give rows as a Markdown table; there is a column for facets where a row has one."""
+def conditions(rows: Iterable[Row]) -> str:
+    """Give what happens to a call as a Markdown table; there is a column for facets where a row has one."""
     rows = list(rows)
     faceted = any(row.judgement.facets for row in rows)
     columns = ["what happens", "counts as a failure", *(["facet"] if faceted else []), "may have run"]
@@ -38,6 +32,20 @@ def render(rows: Iterable[Row]) -> str:
     for row in rows:
         facets = [", ".join(f"`{facet}`" for facet in row.judgement.facets)] if faceted else []
         lines.append([row.what, _counts(row), *facets, str(row.sent)])
+    return _table(lines)
+
+
+def rules() -> str:
+    """Give the rules of the gate as a Markdown table, as `safehold ops` tells them."""
+    lines = [["code", "automatic", "requested", "grant", "meaning"], ["---"] * 5]
+    lines += [
+        [f"`{rule.code}`", rule.automatic, rule.requested, rule.grant, rule.meaning]
+        for rule in health.inventory().rules
+    ]
+    return _table(lines)
+
+
+def _table(lines: Iterable[Iterable[str]]) -> str:
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
@@ -51,9 +59,18 @@ def _counts(row: Row) -> str:
     return "no, but it is a miss" if judgement.missed else "no"
 
 
+TABLES: Final[Mapping[str, str]] = {
+    "redis": conditions(_redis_table.TABLE),
+    "http": conditions(_http.rows()),
+    "streams": conditions(_conversation.TABLE),
+    "process": conditions(process.TABLE),
+    "rules": rules(),
+}
+
+
 def fill(page: str) -> str:
     """Give a page with its tables as the code has them; raise `KeyError` for a name that there is not."""
-    return _BLOCK.sub(lambda found: found[1] + "\n" + render(TABLES[found[2]]) + "\n" + found[3], page)
+    return _BLOCK.sub(lambda found: found[1] + "\n" + TABLES[found[2]] + "\n" + found[3], page)
 
 
 def main(arguments: list[str] | None = None) -> int:

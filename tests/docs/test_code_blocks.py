@@ -10,6 +10,10 @@ import pytest
 
 import safehold
 from safehold import errors
+from safehold._core.gate import RULES
+from safehold._runtime.budgets import BudgetHandle
+from safehold._runtime.inventory import BudgetReport, OperationReport, RuleReport
+from safehold._runtime.ledger import Ledger
 from safehold.testing.clock import ManualClock
 from safehold.testing.proxy import FaultProxy
 
@@ -118,6 +122,14 @@ def test_every_public_name_of_a_module_is_in_the_reference(module: str) -> None:
         safehold.Scope,
         safehold.Subscription,
         safehold.Clock,
+        safehold.Budget,
+        BudgetHandle,
+        Ledger,
+        safehold.Grant,
+        safehold.Plan,
+        safehold.Sweep,
+        safehold.AsyncSweep,
+        safehold.SweepReport,
         ManualClock,
         FaultProxy,
         errors.ConfigurationError,
@@ -128,6 +140,7 @@ def test_every_public_name_of_a_module_is_in_the_reference(module: str) -> None:
 def test_every_method_is_in_the_reference(kind: type) -> None:
     """What a person may call can be looked up. (Those for the rest of the library are not for people.)"""
     inner = {"declare", "provide", "sharing", "taint", "begin", "end", "facts", "lineage", "take", "reborn"}
+    inner |= {"keep", "intent", "outcome", "note", "blocked"} if kind is Ledger else set()
     inherited = {"args", "with_traceback", "add_note"}
     assert set(public(kind)) - inner - inherited - in_code(REFERENCE) == set()
 
@@ -149,6 +162,18 @@ def test_every_method_is_in_the_reference(kind: type) -> None:
         safehold.DependencyReport,
         safehold.HealthReport,
         safehold.Refusal,
+        safehold.Evidence,
+        safehold.Budget,
+        safehold.EpochReading,
+        safehold.GrantRequest,
+        safehold.Plan,
+        safehold.SweepReport,
+        safehold.Swept,
+        safehold.Entry,
+        safehold.Inventory,
+        OperationReport,
+        BudgetReport,
+        RuleReport,
     ],
     ids=lambda kind: kind.__name__,
 )
@@ -177,7 +202,7 @@ def test_the_reference_names_the_defaults_that_there_are(kind: type) -> None:
 
 def codes() -> set[str]:
     """Every stable code that the source can produce."""
-    found: set[str] = set()
+    found = set(RULES)
     for path in SOURCE.rglob("*.py"):
         if "drill" in path.parts or "testing" in path.parts:
             continue
@@ -193,8 +218,6 @@ def codes() -> set[str]:
             found.update(re.findall(r'"(\w+)"', line))
         for line in re.findall(r"self\.state, self\.reason = (.*)", text):
             found.update(re.findall(r'"(\w+)"', line))
-        if 'code=f"dependency_{' in text:
-            found.update(f"dependency_{s}" for s in safehold.HealthState if s != "healthy")
     return found
 
 
@@ -204,6 +227,12 @@ def test_every_code_is_in_the_reference() -> None:
     some = {"scope_tainted", "gate_fault", "startup_grace", "lease_expired", "probe_interrupted", "held"}
     assert some | {"breaker_open", "dependency_recovering", "operation_blocked", "hold"} <= known
     assert known - in_code(REFERENCE) == set()
+
+
+def test_for_every_rule_the_reference_says_what_helps() -> None:
+    """Whoever is blocked finds a way out, in the order of the decision."""
+    table = REFERENCE.split("\nWhat helps:\n", 1)[1].split("\n## ", 1)[0]
+    assert re.findall(r"^\| `(\w+)` \| \S", table, re.MULTILINE) == list(RULES)
 
 
 # --- the test of the tests ----------------------------------------------------------------------------
