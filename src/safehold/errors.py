@@ -38,6 +38,9 @@ __all__ = [
 ]
 
 
+_GOLDEN = 0.6180339887498949  # its multiples, less their whole parts, lie as far apart as can be
+
+
 class Notice(Protocol):
     """What a refusal stores: where its context is read when somebody asks."""
 
@@ -93,6 +96,7 @@ class Refused(SafeholdError):
 
     code = "refused"
     outcome: ClassVar[str] = "not_executed"
+    _turn = 0  # how many were refused before, where they are spread
 
     def __init__(
         self,
@@ -120,7 +124,10 @@ class Refused(SafeholdError):
     @property
     def retry_after(self) -> float | None:
         """Seconds until a new attempt makes sense; 0 for now, `None` when only a person can end it."""
-        return self._notice.retry_after()
+        wait, turn = self._notice.retry_after(), self._turn
+        if wait and turn:  # others were told before: nobody comes earlier than may be, nor all at once
+            wait *= 1 + getattr(self._notice, "spread", 0.0) * (turn * _GOLDEN % 1)
+        return wait
 
     @property
     def reason(self) -> str:

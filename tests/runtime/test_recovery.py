@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from safehold import ConfigurationError, Dependency, HealthState, Safehold
+from safehold import ConfigurationError, Dependency, DependencyUnhealthy, HealthState, Safehold
 from safehold.testing.clock import ManualClock
 
 from .support import POLICY, Down, fail, make_healthy, make_open, succeed
@@ -248,3 +248,40 @@ def test_events_that_nobody_takes_are_dropped_and_counted(health: Safehold, redi
         return [str(event.after) async for event in events]
 
     assert asyncio.run(main()) == ["unhealthy", "recovering"]
+
+
+# --- fleet manners ------------------------------------------------------------------------------------
+
+
+def refused(dependency: Dependency, times: int) -> list[DependencyUnhealthy]:
+    errors: list[DependencyUnhealthy] = []
+    for _ in range(times):
+        try:
+            succeed(dependency)
+        except DependencyUnhealthy as error:
+            errors.append(error)
+    return errors
+
+
+def test_refused_callers_are_told_to_come_back_one_after_the_other(
+    health: Safehold, clock: ManualClock
+) -> None:
+    """Nobody earlier than may be, all within the share, evenly; and the same error says the same twice."""
+    policy = POLICY.model_copy(update={"spread": 0.5})
+    api = health.dependency("api", policy=policy)
+    make_open(api)
+    errors = refused(api, 100)
+    waits = sorted(error.retry_after or 0.0 for error in errors)
+    assert waits == sorted(error.retry_after or 0.0 for error in errors)
+    assert waits[0] == 10.0
+    assert 10.0 <= waits[-1] < 15.0
+    gaps = [later - earlier for earlier, later in zip(waits, waits[1:], strict=False)]
+    assert max(gaps) < 0.15
+    clock.advance(5)
+    assert min(error.retry_after or 0.0 for error in errors) == 5.0
+
+
+def test_without_a_spread_all_are_told_the_same(health: Safehold, api: Dependency) -> None:
+    """That is the default: the instant of the next trial."""
+    make_open(api)
+    assert {error.retry_after for error in refused(api, 20)} == {10.0}

@@ -33,6 +33,7 @@ class BreakerSettings(NamedTuple):
     cooldown: Backoff = Backoff()
     successes: int = 1
     lease: float = 30.0
+    spread: float = 0.0
     mode: Mode = Mode.ENFORCE
     settle_min: float = 30.0
     settle_max: float = 600.0

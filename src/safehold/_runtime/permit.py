@@ -327,13 +327,15 @@ def refusal(
     dependency: Dependency, generation: Generation, kind: type[DependencyUnhealthy] = DependencyUnhealthy
 ) -> DependencyUnhealthy:
     """Count a refusal and give its error. Raise it at once: a name for it would keep its frames alive."""
-    next(generation.turned_away)
+    turn = next(generation.turned_away)
     if scopes_open and (scope := innermost()) is not None:
         scope.taint(dependency.name, "refused")
     if generation.notice is None:
         generation.notice = BreakerNotice(dependency, generation)
     error = kind.__new__(kind)  # what the constructor would check, is known
     error._notice = generation.notice
+    if dependency._breaker.settings.spread:
+        error._turn = turn
     return error
 
 
@@ -362,6 +364,10 @@ class BreakerNotice:
         else:
             self.state = HealthState.UNHEALTHY
             self.reason = "held" if generation.held else "breaker_open"
+
+    @property
+    def spread(self) -> float:
+        return self._dependency._breaker.settings.spread
 
     @property
     def since(self) -> datetime:

@@ -64,6 +64,8 @@ class BreakerPolicy(_Policy):
     attempt, outside every lock.
     `successes`: trials or probes in a row that close (at least 1; default 1).
     `lease`: a trial that takes longer, in seconds, counts as failed (above 0; default 30).
+    `spread`: share of the wait by which the `retry_after` of refused callers is drawn out, evenly and never
+    shortened (0 to 1; default 0), so that they do not all come back in one moment.
     `mode`: `"enforce"`; `"observe"` decides and reports but never refuses; `"disabled"` lets all through
     and says `unknown`.
 
@@ -79,6 +81,7 @@ class BreakerPolicy(_Policy):
     cooldown: Backoff | wait_base = Backoff()
     successes: int = 1
     lease: float = 30.0
+    spread: float = 0.0
     mode: ModeName = "enforce"
 
     @model_validator(mode="after")
@@ -93,6 +96,7 @@ class BreakerPolicy(_Policy):
         check_number("slow_rate", self.slow_rate, above=0, most=1)
         check_count("successes", self.successes)
         check_number("lease", self.lease, above=0)
+        check_number("spread", self.spread, least=0, most=1)
         rated = self.failure_rate is not None or self.slow_after is not None
         if rated and isinstance(self.window, CountWindow) and self.min_calls > self.window.size:
             msg = (
@@ -125,6 +129,7 @@ class BreakerPolicy(_Policy):
             cooldown=self.cooldown if isinstance(self.cooldown, Backoff) else Backoff(),
             successes=self.successes,
             lease=self.lease,
+            spread=self.spread,
             mode=Mode(self.mode),
             settle_min=gate.settle_min,
             settle_max=gate.settle_max,
