@@ -164,6 +164,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "cooldown": {"first": 1.0, "factor": 2.0, "cap": 60.0, "jitter": 0.5},
         "successes": 1,
         "lease": 30.0,
+        "spread": 0.0,
         "mode": "enforce",
     }
     assert ProbePolicy().model_dump() == {"timeout": 1.0, "interval": None, "jitter": 0.2}
