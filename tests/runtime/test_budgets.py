@@ -126,10 +126,6 @@ def _raises() -> int:
     raise Down("no answer")
 
 
-def _is_cancelled() -> int:
-    raise asyncio.CancelledError
-
-
 @pytest.mark.parametrize(
     "population",
     [
@@ -156,6 +152,22 @@ def test_population_that_cannot_be_told_blocks(
     budget = Budget(per_hour=3, population=population)
     call = gate_form.gate(health, "cache.drop", lambda *args: ran.append(args), budget=budget)
     assert codes(blocked(call, 1)) == ["population_unknown"]
+    assert not ran
+
+
+def test_population_whose_question_is_cancelled_lets_nothing_through(
+    health: Safehold, gate_form: Form
+) -> None:
+    """A cancellation is the caller's: it passes, and nothing has run."""
+
+    def population() -> int:
+        raise asyncio.CancelledError
+
+    ran: list[Any] = []
+    budget = Budget(per_hour=3, population=population)
+    call = gate_form.gate(health, "cache.drop", lambda *args: ran.append(args), budget=budget)
+    with pytest.raises(asyncio.CancelledError):
+        call(1)
     assert not ran
 
 
