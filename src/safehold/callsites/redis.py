@@ -34,12 +34,25 @@ from ._redis_calls import Call, ClientGuard, Destructive, Keys, Listening
 from ._redis_cluster import CLUSTERS
 from ._redis_cluster import overrides as cluster_overrides
 from ._redis_drip import bound_answers
+from ._redis_epoch import aredis_epoch, awrite_canary, redis_epoch, write_canary
 from ._redis_parent import AEXECUTES, ENTERS, EXECUTES, of_redis_py, parents
 from ._redis_probe import probe_for
 from ._redis_retry import call_sites, pools_of, watch_retries
 from ._redis_table import TABLE
 
-__all__ = ["TABLE", "ClientGuard", "RedisUnhealthy", "classify", "guard_client", "guarding", "unguard_client"]
+__all__ = [
+    "TABLE",
+    "ClientGuard",
+    "RedisUnhealthy",
+    "aredis_epoch",
+    "awrite_canary",
+    "classify",
+    "guard_client",
+    "guarding",
+    "redis_epoch",
+    "unguard_client",
+    "write_canary",
+]
 
 C = TypeVar("C", bound="redis.Redis | redis.asyncio.Redis | redis.RedisCluster | redis.asyncio.RedisCluster")
 
