@@ -111,6 +111,9 @@ def _lazily(function: Any, dependency: Dependency, *, long: bool, is_async: bool
     specialise = partial(_specialise, function=function, slow=slow, is_async=is_async)
 
     def first(*args: Any, **kwargs: Any) -> Any:
+        generation = dependency._breaker.era.generation
+        if turned_away(dependency, generation):  # nothing is learnt of the function; so it is refused cheaply
+            raise refusal(dependency, generation)
         with suppress(ValueError):  # some builtins do not say what they take
             inspect.signature(function).bind(*args, **kwargs)  # arguments that do not fit end here, uncounted
         try:
