@@ -131,7 +131,8 @@ class Gate:
         if not self._is_plainly_well(operation):
             return None
         try:
-            return self._home._ledger.intent(operation.name, operation.trigger, subject, _scope_name())
+            scope = _scope_name() if scopes_open else None
+            return self._home._ledger.intent(operation.name, operation.trigger, subject, scope)
         except (OSError, ConfigurationError):  # tried once more on the long way, which can say why
             return None
 
@@ -260,14 +261,16 @@ class Gate:
 
     def _is_plainly_well(self, operation: Operation) -> bool:
         """Whether there is nothing to judge: nothing is asked but health, and all is healthy and quiet."""
-        needs = self.needs(operation)
+        needs = self._needs.get(operation.name)
+        if needs is None or needs.declarations != self._home._declarations:
+            needs = self.needs(operation)
         if not needs.simple or sys.exception() is not None or finalising(_OURS) is not None:
             return False
         scope = open_scope() if scopes_open else None
         if scope is not None and not scope.is_clean:
             return False
         engine, settings = self._home._engine, self._home._gate_settings
-        if self.is_watched and watch.sickness(settings.stall_after, settings.quiet_time) is not None:
+        if self.is_watched and not watch.is_well(settings.stall_after):
             return False
         if not self._grace_is_over:
             self._grace_is_over = engine.clock.monotonic() - self._began >= settings.startup_grace

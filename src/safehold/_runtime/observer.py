@@ -140,7 +140,7 @@ class Watch:
         `stall`: seconds (at least 0.5) by which a beat may be late; `quiet`: seconds for which the process
         stays sick afterwards.
         """
-        if self._well(stall):
+        if self.is_well(stall):
             return None
         now = Clocks.monotonic()
         if self._thread is None:
@@ -150,7 +150,7 @@ class Watch:
 
     def void_before(self, stall: float = STALL) -> float | None:
         """Give the monotonic instant up to which nothing counts that was seen, `None` if all of it does."""
-        if self._well(stall):
+        if self.is_well(stall):
             return None
         return Clocks.monotonic() if self._thread is None else self._observer.last_sick(stall)
 
@@ -161,7 +161,7 @@ class Watch:
 
     # --- inside ---------------------------------------------------------------------------------------
 
-    def _well(self, stall: float) -> bool:
+    def is_well(self, stall: float = STALL) -> bool:
         """Whether nothing was ever wrong, this very instant included. What is found is noted."""
         if self._thread is None:
             self._start()
