@@ -105,6 +105,8 @@ def test_every_public_name_is_in_the_reference(name: str) -> None:
         "testing.proxy",
         "testing.servers",
         "witnesses",
+        "grants",
+        "probes",
     ],
 )
 def test_every_public_name_of_a_module_is_in_the_reference(module: str) -> None:
