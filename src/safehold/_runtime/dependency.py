@@ -397,6 +397,8 @@ class Dependency:
         """Do what follows a step, now that the lock is free: ask for a cooldown, and tell of the step."""
         if self._wait is not None:
             self._ask_cooldown(self._wait)
+        if self._schedule is not None and self._engine.prober is not None:
+            self._engine.moved.append(self)
         if self._engine.mail:
             self._engine.deliver()
 
@@ -442,6 +444,7 @@ class Dependency:
         now, draw, schedule = self._now(), self._draw(), self._schedule
         if schedule is not None:
             self._engine.run(lambda: schedule.done(now, draw=draw, decided=decided))
+            self._engine.moved.append(self)
         landings, self._landings = self._landings, []
         for landed in landings:
             with suppress(RuntimeError):  # the loop of who waited is closed
@@ -449,7 +452,10 @@ class Dependency:
 
     def _order(self) -> bool:
         """Ask for a probe as soon as it may be; say whether that is news. The caller holds the lock."""
-        return self._schedule is not None and self._schedule.order()
+        if self._schedule is None or not self._schedule.order():
+            return False
+        self._engine.moved.append(self)
+        return True
 
     def _read_epoch(self) -> Questions[None]:
         """Ask which data it holds. A reading that fails proves nothing."""

@@ -48,6 +48,7 @@ class Engine:
         self.wake: Callable[[], None] = nobody  # tells the prober to look again
         self.prober: Any = None  # the one that runs, or ran
         self.repeats: dict[tuple[str, str], tuple[float, int]] = {}  # what the log has told lately
+        self.moved: deque[Any] = deque(maxlen=100_000)  # dependencies that a prober shall look at
         self.steps = 0  # how many were taken; what nobody has moved is as it was
         self.mail: deque[Event] = deque()  # all breakers append to this one, in their steps
         self._subscriptions: tuple[Subscription, ...] = ()  # replaced whole

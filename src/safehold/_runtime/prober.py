@@ -18,6 +18,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AbstractContextManager, suppress
 from contextvars import Context
 from functools import partial
+from heapq import heappop, heappush
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
 MOST_HANGING: Final = 3
 """Probes of one dependency that may hang at a time; while so many do, its probes fail unasked."""
+FEW: Final = 64
+"""Dependencies that are looked at in every round; more than these are planned one by one."""
+LOOK_AT_ALL: Final = 1.0
+"""Seconds after which all of many are looked at again, whatever happened."""
 STOP_TIMEOUT: Final = 5.0
 """Seconds that stopping waits for what is under way."""
 
@@ -205,12 +210,19 @@ async def _awaited(answer: Any) -> Any:
 
 
 class Prober:
-    """The plan and its rounds. Subclasses bring the waiting."""
+    """The plan and its rounds. Subclasses bring the waiting.
+
+    A few dependencies are looked at in every round. Of many, only those that something has happened to, and
+    those whose planned instant has come; and once a second all of them.
+    """
 
     def __init__(self, engine: Engine, dependencies: Callable[[], Iterable[Dependency]]) -> None:
         self._engine = engine
         self._dependencies = dependencies
         self._runs: set[ProbeRun] = set()
+        self._plan: list[tuple[float, int, Dependency]] = []  # a heap; what is overtaken is looked at in vain
+        self._look_at_all = 0.0
+        self._few = True
 
     def round(self) -> float | None:
         """Launch and give up what is due; give the seconds to the next round, `None` if nothing waits."""
@@ -222,7 +234,7 @@ class Prober:
                 self._runs.discard(run)
                 run.expire()
         waits = [run.deadline for run in self._runs]
-        for dependency in list(self._dependencies()):
+        for dependency in self._worth_a_look(now):
             claimed = None if waits_for_root(dependency) else claim(dependency)
             if claimed is not None:
                 self._runs.add(claimed)
@@ -231,8 +243,30 @@ class Prober:
             schedule = dependency._schedule
             due = None if schedule is None or waits_for_root(dependency) else schedule.due()
             if due is not None:
-                waits.append(due)
+                heappush(self._plan, (due, id(dependency), dependency))
+        if self._plan:
+            waits.append(self._plan[0][0])
         return None if not waits else max(0.0, min(waits) - self._engine.clock.monotonic())
+
+    def _worth_a_look(self, now: float) -> Iterable[Dependency]:
+        """Give those that may have a probe due, each once."""
+        everybody, moved = self._dependencies, self._engine.moved
+        if now >= self._look_at_all or self._few:
+            looked = list(everybody())
+            self._few = len(looked) <= FEW
+            self._look_at_all = now + LOOK_AT_ALL
+            self._plan.clear()
+            moved.clear()
+            return looked
+        found: dict[int, Dependency] = {}
+        with suppress(IndexError):
+            while True:
+                one = moved.popleft()
+                found[id(one)] = one
+        while self._plan and self._plan[0][0] <= now:
+            one = heappop(self._plan)[2]
+            found[id(one)] = one
+        return found.values()
 
     def _launch(self, run: ProbeRun) -> None:
         run_on_thread(run, None)
