@@ -835,9 +835,11 @@ def test_liveness_probes_find_an_outage_that_no_call_has_met(
     home.begin()
     clock.advance(10.0)
     watch.until_state(redis, HealthState.HEALTHY)
+    landed = threading.Event()
+    redis._landings.append(landed.set)
     clock.advance(10.0)
     watch.until_state(redis, HealthState.DEGRADED)
-    probe.wait_over(2)
+    assert landed.wait(PATIENCE), "the next one is planned when this one has landed"
     fail(redis)
     clock.advance(10.0)
     watch.until_state(redis, HealthState.UNHEALTHY)
