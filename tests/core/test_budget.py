@@ -292,11 +292,29 @@ def test_two_of_few_at_once_need_a_person() -> None:
     assert not tally.tripped
 
 
+def test_those_that_few_hold_back_count_as_nominated() -> None:
+    """Two that were held leave no room for a third within the hour, and no trip after it."""
+    tally = Tally()
+    assert against(tally, WIDE, ["a", "b"], size=8) == ["small_population"]
+    assert against(tally, WIDE, ["c"], NOW + WINDOW - 1, size=8) == ["small_population"]
+    assert against(tally, WIDE, ["c"], NOW + 2 * WINDOW, size=8) == []
+
+
 @pytest.mark.parametrize("zero_ok", [False, True])
 def test_last_member_goes_only_where_zero_is_normal(zero_ok: bool) -> None:
     """T76: the only one that is left is held for a person, unless zero was said to be normal."""
     budget = Budget(per_hour=5, population=lambda: 1, zero_ok=zero_ok)
     assert against(Tally(), budget, ["a"], size=1) == ([] if zero_ok else ["last_member"])
+
+
+def test_who_the_last_one_is_does_not_depend_on_what_was_held_back() -> None:
+    """Ten, nine of them nominated: the tenth is the last, whether or not the nine have gone."""
+    budget = Budget(per_hour=None, share=1.0, population=lambda: 0)
+    for gone in range(10):
+        tally = Tally()
+        assert against(tally, budget, names(9), size=10) == []
+        destroy(tally, names(gone)[:9])
+        assert against(tally, budget, ["the tenth"], size=10 - min(gone, 9), plan=False) == ["last_member"]
 
 
 def test_nobody_goes_from_a_population_that_is_empty() -> None:
@@ -397,6 +415,14 @@ def test_baseline_never_learns_downwards() -> None:
         assert "population_collapsed" in against(tally, budget, ["s0"], NOW + 60 * minute, size=size)
         assert tally.high_water == 1000
     assert against(tally, budget, ["s0"], NOW + WINDOW, size=850) == []
+
+
+def test_baseline_does_not_creep_down_in_steps_that_are_believed() -> None:
+    """Each loss is small, all together are not."""
+    tally, budget = Tally(), Budget(per_hour=10, population=lambda: 0)
+    for size in (100, 95, 90, 85):
+        assert against(tally, budget, ["s0"], size=size) == []
+    assert against(tally, budget, ["s0"], size=80) == ["population_collapsed"]
 
 
 def test_a_person_acknowledges_a_loss() -> None:

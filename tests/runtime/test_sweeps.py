@@ -540,6 +540,7 @@ def approved(world: World, report: SweepReport, *overrides: str) -> Any:
         plan=report.plan,
         actor="ada",
         reason="the campaign is over",
+        expires_in=WINDOW,
         overrides=overrides or ("budget_exceeded", "budget_tripped"),
     )
 

@@ -157,7 +157,7 @@ class Tally:
         if automatic:
             found += self._plausible(population)
             found += self._within(budget, names, now, population, plan=plan) if names else []
-            found += self._remaining(budget, len(names), population) if names else []
+            found += self._remaining(budget, names, population) if names else []
         if names and self.done + len(names) > budget.cap:
             text = f"{self.done} acts within an hour and {len(names)} more exceed the cap of {budget.cap:g}"
             found.append(Finding("hard_cap", text, self._until_acts_lapse(len(names), budget.cap, now)))
@@ -257,8 +257,14 @@ class Tally:
             limit = min(limit, max(1, math.floor(budget.share * most + 1e-9)))
         return limit, False
 
-    def _remaining(self, budget: Budget, more: int, population: Population | None) -> list[Finding]:
-        if budget.zero_ok or population is None or population.size is None or population.size > more:
+    def _remaining(
+        self, budget: Budget, names: Collection[str], population: Population | None
+    ) -> list[Finding]:
+        """Check that somebody is left when all that was nominated in the window has gone."""
+        if budget.zero_ok or population is None or population.size is None:
+            return []
+        going = len(self.nominated.keys() | set(names)) - len(self.gone)
+        if population.size > max(going, len(names)):
             return []
         text = f"nothing would be left of {population.size}; say zero_ok=True where that is normal"
         return [Finding("last_member", text, None)]
