@@ -13,7 +13,8 @@ from ._core.health import BreakerState, HealthState
 from ._core.window import CountWindow, TimeWindow
 from ._runtime.clock import Clock, SystemClock
 from ._runtime.dependency import Dependency
-from ._runtime.engine import Decision, Subscription
+from ._runtime.engine import Subscription
+from ._runtime.events import Decision, ForcedAct
 from ._runtime.grants import Grant, GrantDeniedError, GrantRequest
 from ._runtime.ledger import Entry, Ledger, LedgerOutcome
 from ._runtime.operations import Operation
@@ -25,10 +26,11 @@ from ._runtime.sweep import AsyncSweep, Sweep, SweepReport, Swept
 from ._version import __version__
 from .errors import ConfigurationError, DependencyUnhealthy, OperationBlocked, Refused, SafeholdError
 
+from ._runtime.timeline import Timeline, TimelineEntry
 if TYPE_CHECKING:
     from ._payload import Refusal
     from ._runtime.inventory import Inventory
-    from ._runtime.policies import BreakerPolicy, GatePolicy, ProbePolicy
+    from ._runtime.policies import BreakerPolicy, GatePolicy, LogPolicy, ProbePolicy
     from ._runtime.report import DependencyReport, HealthReport
 
 health = Safehold("health")
@@ -51,6 +53,9 @@ def __getattr__(name: str) -> Any:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
     value = getattr(import_module(f"{__name__}.{_MODELS[name]}"), name)
+    "LimiterReport": "_runtime.flow_report",
+    "LogPolicy": "_runtime.policies",
+    "PaceReport": "_runtime.flow_report",
     globals()[name] = value
     return value
 
@@ -85,6 +90,7 @@ __all__ = [
     "Operation",
     "OperationBlocked",
     "Outcome",
+    "ForcedAct",
     "Permit",
     "Plan",
     "Presence",
@@ -94,6 +100,9 @@ __all__ = [
     "Refused",
     "Safehold",
     "SafeholdError",
+    "Limiter",
+    "LimiterReport",
+    "LogPolicy",
     "Scope",
     "Subscription",
     "Sweep",
@@ -108,3 +117,5 @@ __all__ = [
     "combine",
     "health",
 ]
+    "Timeline",
+    "TimelineEntry",

@@ -75,7 +75,9 @@ class Transition:
     """One change of breaker or health, told exactly once and in order.
 
     `at` is monotonic and `wall` the Unix time of the telling; `retry_after` counts from `at` and is
-    `None` when only a person can end the state.
+    `None` when only a person can end the state. `lasted` is how many seconds the state before had lasted.
+    `failures` (in a row) and `failure_rate` (where one is judged, else `None`) are what the breaker went by:
+    while it is closed the present ones, else those that opened it.
     """
 
     dependency: str
@@ -89,6 +91,9 @@ class Transition:
     level: int
     at: float
     retry_after: float | None
+    lasted: float = 0.0
+    failures: int = 0
+    failure_rate: float | None = None
     wall: float = 0.0
 
 
@@ -179,6 +184,7 @@ class Breaker:
         self._successes = 0
         self._told = (BreakerState.CLOSED, HealthState.UNKNOWN, False)
         self._told_at = now
+        self._opened_by: tuple[int, float | None] = (0, None)  # failures in a row and their rate
         self.is_plainly_well = (
             False  # healthy after the last step, and time cannot change that; read anywhere
         )
@@ -464,7 +470,8 @@ class Breaker:
     def reborn(self, now: float) -> None:
         """Begin again in a forked child: what the parent knew is not known here, no permit is borrowed.
 
-        An open breaker stays open (a trial is due at once), a closed one knows nothing yet.
+        An open breaker stays open (a trial is due at once), a closed one knows nothing yet. Each process
+        counts its own calls.
         """
         held, cause = self.held, Cause(code="forked", text="new process")
         self._answers = 0
@@ -474,6 +481,7 @@ class Breaker:
         )
         if held:
             self.era.generation.held, self.era.generation.due = True, math.inf
+        self._successes = self._refusals = self.failures = self.suppressed = 0
         self._told, self._told_at = (self.state, self.health(now), self.held), now
         self.is_plainly_well = False
 
@@ -566,6 +574,16 @@ class Breaker:
             settings.slow_after is not None and slow / calls >= settings.slow_rate * part
         )
 
+    def _failing(self, now: float) -> tuple[int, float | None]:
+        """Give the failures in a row, and the failure rate where one is judged."""
+        generation = self.era.generation
+        numbered = counted(generation.tally)
+        streak = generation.streak if generation.streak_end == numbered - 1 else 0
+        if generation.log is None or self._settings.failure_rate is None:
+            return streak, None
+        calls, failures, _ = generation.log.totals(numbered, now)
+        return streak, failures / calls if calls else 0.0
+
     def _must_ask(self, now: float) -> bool:
         """Whether the next success could still change anything but a count.
 
@@ -628,6 +646,8 @@ class Breaker:
     def _move(self, state: BreakerState, now: float, cause: Cause) -> None:
         """End the current generation and begin the next: the one place where the state changes."""
         old = self.era.generation
+        if state is BreakerState.OPEN and old.state is not BreakerState.OPEN:
+            self._opened_by = self._failing(now)
         answered = self.era.answered and old.state is BreakerState.CLOSED and self._answers > 0
         self._successes += old.succeeded
         if refused := counted(old.turned_away):
@@ -674,7 +694,9 @@ class Breaker:
         current = (self.state, self.health(now), self.held)
         self.is_plainly_well = current[1] is HealthState.HEALTHY and self._steady
         if current != told:
+            lasted = max(0.0, now - self._told_at)
             self._told, self._told_at = current, now
+            failures, rate = self._failing(now) if self.state is BreakerState.CLOSED else self._opened_by
             if cause.code != "trial":  # while a trial is out, the trouble is still what it was
                 self.cause = cause
             self._mail.append(
@@ -690,5 +712,8 @@ class Breaker:
                     level=self.level,
                     at=now,
                     retry_after=self.retry_after(now),
+                    lasted=lasted,
+                    failures=failures,
+                    failure_rate=rate,
                 )
             )

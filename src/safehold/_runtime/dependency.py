@@ -391,6 +391,8 @@ class Dependency:
 
         answer = self._engine.run(look, interrupted=lambda: read(now))
         self._settled()
+        if now >= self._engine.diary.due:
+            self._engine.catch_up(now)
         return answer
 
     def _settled(self) -> None:

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
+import atexit
+import math
 import random
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
-from .._core.breaker import Transition
 from .._core.gate import Verdict
-from . import log
+from . import events, log
+from .measures import Measures
+from .timeline import Chronicle
 
 if TYPE_CHECKING:
     from .clock import Clock
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """The gate has blocked an operation, or would have (`enforced` is false while the gate observes)."""
-
-    verdict: Verdict
-    enforced: bool
-    at: float
-    wall: float = 0.0
-
-
 R = TypeVar("R")
 
-Event = Transition | Decision
+Event = events.Event
 Listener = Callable[[Event], object]
 
 
@@ -47,16 +41,21 @@ class Engine:
         self.rng = rng
         self.wake: Callable[[], None] = nobody  # tells the prober to look again
         self.prober: Any = None  # the one that runs, or ran
-        self.repeats: dict[tuple[str, str], tuple[float, int]] = {}  # what the log has told lately
+        self.diary = log.Diary()
+        self.chronicle = Chronicle()
+        self.measures = Measures()
         self.moved: deque[Any] = deque(maxlen=100_000)  # dependencies that a prober shall look at
         self.steps = 0  # how many were taken; what nobody has moved is as it was
         self.mail: deque[Event] = deque()  # all breakers append to this one, in their steps
         self._subscriptions: tuple[Subscription, ...] = ()  # replaced whole
         self.reborn()
+        _alive.add(self)
 
     def reborn(self) -> None:
         """Begin, also in a forked child: no lock is held, no thread alive, the parent's news is not ours."""
         self.mail.clear()
+        self.diary.reborn()
+        self.chronicle.reborn()
         self.wake, self.prober = nobody, None
         self._lock = threading.RLock()
         self._stepping: int | None = None  # the thread that is in a step  # guarded by _lock
@@ -111,7 +110,8 @@ class Engine:
     def _tell_all(self) -> None:
         while (event := self.run(self._next, interrupted=lambda: None)) is not None:
             event = replace(event, wall=self.clock.wall())
-            log.event(event, self.repeats)
+            self.diary.take(event)
+            self.chronicle.take(event)
             for subscription in self._subscriptions:
                 subscription.take(event)
 
@@ -121,9 +121,25 @@ class Engine:
     def tell(self, verdict: Verdict, *, enforced: bool) -> Callable[[], float]:
         """Tell the listeners of a block; give a clock that starts now."""
         at = self.clock.monotonic()
-        self.mail.append(Decision(verdict=verdict, enforced=enforced, at=at))
+        self.measures.blocked(verdict, enforced=enforced)
+        self.mail.append(events.Decision(verdict=verdict, enforced=enforced, at=at))
         self.deliver()
         return lambda: self.clock.monotonic() - at
+
+    def post(self, event: Event) -> None:
+        """Tell the listeners of an event that no step has brought."""
+        self.mail.append(event)
+        self.deliver()
+
+    def catch_up(self, now: float, *, everything: bool = False) -> None:
+        """Let the log tell what it has put off, as far as it is due. Asked only if `diary.due` has come."""
+        if self._stepping != threading.get_ident() and self._telling.acquire(blocking=False):
+            try:
+                self.diary.catch_up(now, everything=everything)
+            finally:
+                self._telling.release()
+            if self.mail:  # it came while we were telling
+                self.deliver()
 
     def subscribe(self, listener: Listener, *, threaded: bool) -> Subscription:
         """Add a listener."""
@@ -139,6 +155,7 @@ class Engine:
 
     def flush(self, timeout: float | None) -> bool:
         """Wait until the threaded listeners were told all there is, `timeout` seconds at most in all."""
+        self.catch_up(self.clock.monotonic(), everything=True)
         deadline = None if timeout is None else time.monotonic() + timeout
         told = [
             subscription.flush(None if deadline is None else max(0.0, deadline - time.monotonic()))
@@ -149,6 +166,17 @@ class Engine:
 
 def nobody() -> None:
     """No prober runs."""
+
+
+_alive: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+@atexit.register
+def _tell_the_rest() -> None:
+    """Let no log end before the last state: what was put off is told at the end of the process."""
+    for engine in list(_alive):
+        if engine.diary.due < math.inf:
+            engine.catch_up(engine.clock.monotonic(), everything=True)
 
 
 class Subscription:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from .._core.gate import Verdict
 from . import log
 from .describe import cause_of
+from .events import ForcedAct
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -74,6 +75,7 @@ class Entry:
 
 
 _FIELDS: Final = tuple(field.name for field in fields(Entry))
+_GRANT: Final = _FIELDS.index("grant")
 
 
 Line = tuple[Any, ...]
@@ -98,6 +100,7 @@ class Ledger:
         self._blocks: OrderedDict[tuple[str, str, bool], Line] = OrderedDict()  # written in steps
         self._most = most
         self._journal: Journal | None = None
+        self.executed: dict[tuple[str, str], count[int]] = {}  # acts that ended, by operation and outcome
 
     def keep(self, path: Path) -> None:
         """Write everything to a journal, too. What earlier processes left open is told as unknown."""
@@ -119,6 +122,7 @@ class Ledger:
         """Begin again in a forked child: the parent's lines are the parent's."""
         self._acts.clear()
         self._blocks.clear()
+        self.executed.clear()
         if self._journal is not None:
             self._journal.reborn()
 
@@ -149,10 +153,15 @@ class Ledger:
 
     def outcome(self, intent: Intent, outcome: LedgerOutcome, why: str = "") -> None:
         """Write what became of it."""
-        told = (next(self._numbers), self._engine.clock.wall(), outcome, why, intent[0])
+        line = intent[0]
+        told = (next(self._numbers), self._engine.clock.wall(), outcome, why, line)
         self._acts.append(told)
         if self._journal is not None:
             self._write(self._journal, _line(told), durable=False, intent=intent[1])
+        if outcome is not LedgerOutcome.DEFERRED:  # else it has a line of its own
+            next(self.executed.setdefault((line[2], str(outcome)), count()))
+            if len(line) > _GRANT and line[_GRANT] is not None:
+                self._engine.post(_forced(line, outcome, self._engine.clock.monotonic()))
 
     def note(
         self,
@@ -223,6 +232,21 @@ def _line(kept: Line) -> Line:
     number, at, outcome, why, intent = kept
     told, _, operation, trigger, _, subject, scope, *more = intent
     return (number, at, operation, trigger, outcome, subject, scope, told, (), why, *more[3:])
+
+
+def _forced(line: Line, outcome: LedgerOutcome, now: float) -> ForcedAct:
+    entry = Entry(**dict(zip(_FIELDS, line, strict=False)))
+    return ForcedAct(
+        operation=entry.operation,
+        trigger=str(entry.trigger),
+        subject=entry.subject,
+        actor=str(entry.actor),
+        reason=entry.why,
+        grant=str(entry.grant),
+        overridden=entry.reasons,
+        outcome=str(outcome),
+        at=now,
+    )
 
 
 def outcome_of(error: BaseException | None) -> tuple[LedgerOutcome, str]:

@@ -22,6 +22,7 @@ from .classify import Classifier, Judgement, judge
 from .clock import at_wall
 from .describe import cause_of
 from .handling import mark, mark_attempt, may_be_seen, seen_since, was_attempt
+from .measures import Duration, Measured
 from .scope import Scope, innermost, scopes_open
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class Permit:
         if not self._done and self._taken is not None:
             self._done = True
             unshare(self._token)
+            self._began = None  # it has not lasted
             if not self._shared:
                 self._settle(self._taken, Outcome.IGNORED, _ANSWERED, missed=False)
             if self._scope is not None:
@@ -241,8 +243,16 @@ class Permit:
             if pause is not None:
                 breaker.pause(now + pause, now, draw=draw, cause=cause)
 
-        dependency._engine.run(settle)
+        engine = dependency._engine
+        engine.run(settle)
         dependency._settled()
+        if self._began is not None and engine.measures.durations and not self._probe:
+            error = "" if outcome is Outcome.SUCCESS else cause.code
+            engine.measures.lasted(
+                Duration(Measured.CALL, dependency.name, str(outcome), max(0.0, now - self._began), error)
+            )
+        if now >= engine.diary.due:
+            engine.catch_up(now)
 
 
 def missed(
@@ -336,6 +346,8 @@ def refusal(
     error._notice = generation.notice
     if dependency._breaker.settings.spread:
         error._turn = turn
+    if dependency._engine.measures.refusals:
+        dependency._engine.measures.refused(generation.notice)
     return error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal, Self, TypeVar, cast
 
@@ -14,6 +15,7 @@ from .._core.gate import GateSettings
 from .._core.schedule import ProbeSettings
 from .._core.settings import BreakerSettings, Mode
 from .._core.window import CountWindow, TimeWindow
+from .log import KINDS, SEVERITIES, LogSettings
 
 ModeName = Literal["enforce", "observe", "disabled"]
 
@@ -214,6 +216,41 @@ class GatePolicy(_Policy):
             quiet_time=self.quiet_time,
             enforce=self.mode == "enforce",
         )
+
+
+class LogPolicy(_Policy):
+    """How much the log says, and how severe it is.
+
+    `lines`: after so many lines about transitions of one dependency in a window (at least 1; default 8: an
+    outage and the way out of it), further ones are summed up in one line when the window ends.
+    `window`: its length in seconds (above 0; default 60). It is also how often refused calls are counted, and
+    repeated blocks.
+    `severity`: other severities for kinds of lines, such as `{"dependency.degraded": "info"}`: `"debug"`,
+    `"info"`, `"warning"`, `"error"`, `"critical"`, or `"off"` to leave them out.
+
+    Raises `ConfigurationError`.
+    """
+
+    lines: int = 8
+    window: float = 60.0
+    severity: Mapping[str, str] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_count("lines", self.lines)
+        check_number("window", self.window, above=0)
+        for kind, severity in self.severity.items():
+            if kind not in KINDS:
+                msg = f"severity names {kind!r}, which is no kind of line; there are: {', '.join(KINDS)}"
+                raise ConfigurationError(msg)
+            if severity not in SEVERITIES:
+                msg = f"severity of {kind} must be one of {', '.join(SEVERITIES)}, got {severity!r}"
+                raise ConfigurationError(msg)
+        return self
+
+    def to_settings(self) -> LogSettings:
+        """Give the log's settings."""
+        return LogSettings(self.lines, self.window, dict(self.severity))
 
 
 P = TypeVar("P")

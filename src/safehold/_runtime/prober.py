@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, suppress
 from contextvars import Context
 from functools import partial
 from heapq import heappop, heappush
+from math import inf
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -27,6 +28,7 @@ from ..errors import DependencyUnhealthy
 from . import log
 from .classify import Judgement, judge
 from .kinds import Kinds
+from .measures import Duration, Measured
 from .permit import Permit
 
 if TYPE_CHECKING:
@@ -66,8 +68,9 @@ class ProbeTimeoutError(ProbeFailedError, TimeoutError):
 class ProbeRun:
     """One probe under way. `finish` may be called by whoever is first; later calls change nothing."""
 
-    def __init__(self, dependency: Dependency, permit: Permit, deadline: float) -> None:
+    def __init__(self, dependency: Dependency, permit: Permit, began: float, deadline: float) -> None:
         self.dependency = dependency
+        self.began = began
         self.deadline = deadline
         self.task: asyncio.Task[None] | None = None
         self.done: Callable[[], object] | None = None
@@ -96,7 +99,17 @@ class ProbeRun:
         dependency._flight_over(decided=decided)
         if self.done is not None:
             self.done()
+        self._measure(error, decided=decided)
         dependency._engine.wake()
+
+    def _measure(self, error: BaseException | None, *, decided: bool) -> None:
+        """Say how long it took, if anybody wants to know."""
+        measures, name = self.dependency._engine.measures, self.dependency.name
+        if measures.durations:
+            ended = Outcome.IGNORED if not decided else Outcome.FAILURE if error else Outcome.SUCCESS
+            seconds = max(0.0, self.dependency._now() - self.began)
+            kind = "" if error is None else type(error).__name__
+            measures.lasted(Duration(Measured.PROBE, name, str(ended), seconds, kind))
 
     def sharing(self) -> AbstractContextManager[object]:
         """Let a probe that uses a guarded client of its own dependency through."""
@@ -130,7 +143,7 @@ def claim(dependency: Dependency) -> ProbeRun | None:
     except DependencyUnhealthy:  # somebody else's trial is out
         dependency._flight_over(decided=False)
         return None
-    return ProbeRun(dependency, permit, now + timeout)
+    return ProbeRun(dependency, permit, now, now + timeout)
 
 
 def waits_for_root(dependency: Dependency) -> bool:
@@ -246,6 +259,10 @@ class Prober:
                 heappush(self._plan, (due, id(dependency), dependency))
         if self._plan:
             waits.append(self._plan[0][0])
+        if now >= self._engine.diary.due:
+            self._engine.catch_up(now)
+        if self._engine.diary.due < inf:
+            waits.append(max(now + 0.1, self._engine.diary.due))  # another thread may be telling
         return None if not waits else max(0.0, min(waits) - self._engine.clock.monotonic())
 
     def _worth_a_look(self, now: float) -> Iterable[Dependency]:

@@ -44,11 +44,12 @@ from .witness import WitnessDecorator, Witnesses, testify
 
 if TYPE_CHECKING:
     from .inventory import Inventory
-    from .policies import BreakerPolicy, GatePolicy, ProbePolicy
+    from .policies import BreakerPolicy, GatePolicy, LogPolicy, ProbePolicy
     from .report import DependencyReport, HealthReport
 
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
+    from .timeline import Timeline
 R = TypeVar("R")
 
 _alive: weakref.WeakSet[Safehold] = weakref.WeakSet()
@@ -100,6 +101,7 @@ class Safehold:
         self._witnesses = Witnesses()
         self._records = Records(self._engine)
         self._ledger, self._budgets = self._records.ledger, self._records.budgets
+        self._engine.diary.find = self._handles.get
         self._grants = Grants(self._engine)
         self._declarations = 0  # how many there were; operations look again when it moves
         self._gate = Gate(self)
@@ -451,8 +453,9 @@ class Safehold:
 
         `gate`: when destructive operations are held back; to be set before the first dependency is declared.
         `state_dir`: a directory of this Safehold's own, made private, where ledger, budgets, epochs and marks
+        log: LogPolicy | None = None,
         survive a restart; what is missing or corrupt there counts as used up. `ledger`: the path of the
-        durable ledger alone. `grants`: who may be granted what.
+        durable ledger alone. `grants`: who may be granted what. `log`: how much the log says.
 
         Raises `ConfigurationError` when that cannot be.
         """
@@ -470,6 +473,10 @@ class Safehold:
                 msg = f"grants must be a function of a GrantRequest, got {grants!r}"
                 raise ConfigurationError(msg)
             self._grants.policy = grants
+        if log is not None:
+            from .policies import LogPolicy, check_policy  # noqa: PLC0415 - pydantic's models load when used
+
+            self._engine.diary.settings = check_policy("log", log, LogPolicy).to_settings()
         if state_dir is not None:
             self._records.keep(state_dir)
         if ledger is not None:
@@ -557,7 +564,10 @@ class Safehold:
         return self._engine.subscribe(listener, threaded=threaded)
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until the threaded listeners were told everything, `timeout` seconds at most."""
+        """Let the log tell what it has put off, and wait until the threaded listeners were told everything.
+
+        `timeout`: seconds at most; says whether they were.
+        """
         return self._engine.flush(timeout)
 
     # --- probing ----------------------------------------------------------------------------------
@@ -621,6 +631,14 @@ class Safehold:
             prober = make()
             prober.start()
             engine.prober, engine.wake = prober, prober.wake
+    def timeline(self) -> Timeline:
+        """Give what has happened lately: transitions, blocks and forced acts, the oldest first.
+
+        `health.timeline().to_markdown()` is a table for an incident report. The newest 1,000 entries are kept
+        in memory; what is blocked again and again between two transitions is one entry that counts.
+        """
+        return self._engine.chronicle.timeline(self.name)
+
         self._give_head_starts()
         engine.wake()
         return prober

@@ -12,7 +12,17 @@ from typing import Final, Self
 
 import redis
 
-from .. import Backoff, BreakerPolicy, Decision, GatePolicy, HealthState, ProbePolicy, Safehold, Transition
+from .. import (
+    Backoff,
+    BreakerPolicy,
+    Decision,
+    ForcedAct,
+    GatePolicy,
+    HealthState,
+    ProbePolicy,
+    Safehold,
+    Transition,
+)
 from .lab import Lab
 from .script import RECOVERY, Step, make_script
 from .service import SessionService, Tools, protected
@@ -92,10 +102,10 @@ class Side:
         with suppress(redis.RedisError):
             pipeline.execute()
 
-    def _hear(self, event: Transition | Decision) -> None:
+    def _hear(self, event: Transition | Decision | ForcedAct) -> None:
         if isinstance(event, Transition):
             self.transitions.append(event)
-        else:
+        elif isinstance(event, Decision):
             self.blocks.append(event)
 
 
