@@ -115,7 +115,8 @@ def _text(inventory: Inventory) -> str:
         if operation.evidence is not None:
             lines.append(f"    evidence  {operation.evidence}, at most {operation.evidence_age:g} s old")
         if budget is not None:
-            told = {"an hour": budget.per_hour, "share": budget.share, "hard cap": budget.hard_cap}
+            share = budget.share if budget.population is not None else None
+            told = {"an hour": budget.per_hour, "share": share, "hard cap": budget.hard_cap}
             limits = ", ".join(f"{value:g} {what}" for what, value in told.items() if value is not None)
             lines.append(f"    budget    {limits}")
     width = max(len(rule.code) for rule in inventory.rules)

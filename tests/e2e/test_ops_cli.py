@@ -78,7 +78,7 @@ def test_an_inventory_on_disk_is_compared(place: Path) -> None:
     code, told, _ = ops(place, "svc", "--check", "ops.json")
     assert code == 1
     assert "x is new" in told
-    assert "session.reap: budget was" in told
+    assert "session.reap: budget.per_hour was 5 and is 500" in told
     assert "ops.json is out of date" in told
 
 

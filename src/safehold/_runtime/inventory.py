@@ -96,15 +96,21 @@ class Inventory(BaseModel):
         told += [f"{name} is gone" for name in theirs if name not in mine]
         for name, operation in mine.items():
             if name in theirs:
-                was, now = theirs[name].model_dump(), operation.model_dump()
+                was, now = _flat(theirs[name].model_dump(mode="json")), _flat(operation.model_dump(mode="json"))
                 told += [
-                    f"{name}: {field} was {was[field]!r} and is {now[field]!r}"
-                    for field in now
-                    if field != "line" and was[field] != now[field]
+                    f"{name}: {field} was {was.get(field)!r} and is {now.get(field)!r}"
+                    for field in dict.fromkeys([*was, *now])
+                    if field != "line" and was.get(field) != now.get(field)
                 ]
         if self.rules != other.rules:
             told.append("the rules are others: another version of Safehold wrote it")
         return told
+
+
+def _flat(report: dict[str, Any]) -> dict[str, Any]:
+    """Give the fields of a report, and those of its budget one by one."""
+    budget = report.pop("budget") or {}
+    return {**report, **{f"budget.{name}": value for name, value in budget.items()}}
 
 
 def inventory_of(home: Safehold) -> Inventory:
