@@ -71,7 +71,7 @@ def _told(report: VerifyReport) -> Iterator[str]:
     yield f"{'whole' if report.ok else 'BROKEN'}: {report.lines} lines in {len(report.files)} files{which}"
     if (fault := report.first_fault) is not None:
         yield f"first fault: {fault.file}, line {fault.line}: {fault.what}"
-    if report.first_seq is not None and report.first_seq > 1:
+    if report.ok and report.first_seq is not None and report.first_seq > 1:
         yield f"numbers 1 to {report.first_seq - 1} are not here: dropped by rotation, or taken away"
     if report.torn_tail:
         yield f"torn tail: {report.torn_tail} bytes of a line that was cut short, or is being written"

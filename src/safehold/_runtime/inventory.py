@@ -96,7 +96,7 @@ class Inventory(BaseModel):
         told += [f"{name} is gone" for name in theirs if name not in mine]
         for name, operation in mine.items():
             if name in theirs:
-                was, now = _flat(theirs[name].model_dump(mode="json")), _flat(operation.model_dump(mode="json"))
+                was, now = _flat(theirs[name]), _flat(operation)
                 told += [
                     f"{name}: {field} was {was.get(field)!r} and is {now.get(field)!r}"
                     for field in dict.fromkeys([*was, *now])
@@ -107,8 +107,9 @@ class Inventory(BaseModel):
         return told
 
 
-def _flat(report: dict[str, Any]) -> dict[str, Any]:
-    """Give the fields of a report, and those of its budget one by one."""
+def _flat(operation: OperationReport) -> dict[str, Any]:
+    """Give the fields of a report as they are written, and those of its budget one by one."""
+    report = operation.model_dump(mode="json")
     budget = report.pop("budget") or {}
     return {**report, **{f"budget.{name}": value for name, value in budget.items()}}
 
