@@ -165,7 +165,13 @@ class Act:
 
     def is_prepared(self) -> bool:
         """Whether nothing has to be asked before, or it was."""
-        return self._heard is not None or self._gate.asks_nothing(self._operation)
+        if self._heard is not None:
+            return True
+        try:
+            return self._gate.asks_nothing(self._operation)
+        except Exception as error:  # noqa: BLE001 - cannot tell means no; entering says so
+            self._heard = None, error
+            return True
 
     async def prepare(self) -> None:
         """Ask what has to be asked before, where it can be awaited."""
@@ -177,7 +183,9 @@ class Act:
     def __enter__(self) -> Self:
         gate, operation = self._gate, self._operation
         try:
-            intent = None if self._grant is not None else gate.admit_at_once(operation, self._subject)
+            intent = None
+            if self._grant is None and (self._heard is None or self._heard[1] is None):
+                intent = gate.admit_at_once(operation, self._subject)
             if intent is None:
                 intent = gate.admit(operation, self._subject, self._grant, self._population())
             self._intent = intent

@@ -286,11 +286,8 @@ class Gate:
         return True
 
     def asks_nothing(self, operation: Operation) -> bool:
-        """Whether an act of it needs no questions before. Never raises."""
-        try:
-            return self.needs(operation).simple
-        except Exception:  # noqa: BLE001 - asking will fail as well, where it is told
-            return False
+        """Whether an act of it needs no questions before."""
+        return self.needs(operation).simple
 
     def questions(self, operation: Operation) -> Questions[Population | None]:
         """Ask for the epochs and for the population, before an act that depends on them."""

@@ -90,12 +90,11 @@ class Scope:
             msg = f"scope {self.name!r} was entered before: make a new one for each stretch of work"
             raise ConfigurationError(msg)
         self._parent = open_scope()
-        self._open = True
-        scopes_open.add(id(self))
-        self._used = True
-        _current.set(self)
+        self._open = self._used = True
         for name, why in handled().failures.items():
             self.taint(name, f"opened while a failure is being handled: {why}")
+        scopes_open.add(id(self))
+        _current.set(self)  # last: nothing that fails before it leaves a scope that nobody ends
         return self
 
     def __exit__(
