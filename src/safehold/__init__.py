@@ -17,18 +17,29 @@ from ._runtime.engine import Subscription
 from ._runtime.events import Decision, ForcedAct
 from ._runtime.grants import Grant, GrantDeniedError, GrantRequest
 from ._runtime.ledger import Entry, Ledger, LedgerOutcome
+from ._runtime.limiter import Limiter, RetryBudget
 from ._runtime.operations import Operation
+from ._runtime.pace import Pace, Tick
 from ._runtime.permit import Permit
 from ._runtime.plans import Plan
 from ._runtime.safehold import Safehold
 from ._runtime.scope import Scope
+from ._runtime.subsystem import Subsystem, SubsystemState, SubsystemSubscription
 from ._runtime.sweep import AsyncSweep, Sweep, SweepReport, Swept
-from ._version import __version__
-from .errors import ConfigurationError, DependencyUnhealthy, OperationBlocked, Refused, SafeholdError
-
 from ._runtime.timeline import Timeline, TimelineEntry
+from ._version import __version__
+from .errors import (
+    ConfigurationError,
+    DependencyUnhealthy,
+    OperationBlocked,
+    Refused,
+    SafeholdError,
+    Saturated,
+)
+
 if TYPE_CHECKING:
     from ._payload import Refusal
+    from ._runtime.flow_report import LimiterReport, PaceReport, SubsystemReport
     from ._runtime.inventory import Inventory
     from ._runtime.policies import BreakerPolicy, GatePolicy, LogPolicy, ProbePolicy
     from ._runtime.report import DependencyReport, HealthReport
@@ -42,8 +53,12 @@ _MODELS = {
     "GatePolicy": "_runtime.policies",
     "HealthReport": "_runtime.report",
     "Inventory": "_runtime.inventory",
+    "LimiterReport": "_runtime.flow_report",
+    "LogPolicy": "_runtime.policies",
+    "PaceReport": "_runtime.flow_report",
     "ProbePolicy": "_runtime.policies",
     "Refusal": "_payload",
+    "SubsystemReport": "_runtime.flow_report",
 }
 
 
@@ -53,9 +68,6 @@ def __getattr__(name: str) -> Any:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
     value = getattr(import_module(f"{__name__}.{_MODELS[name]}"), name)
-    "LimiterReport": "_runtime.flow_report",
-    "LogPolicy": "_runtime.policies",
-    "PaceReport": "_runtime.flow_report",
     globals()[name] = value
     return value
 
@@ -78,6 +90,7 @@ __all__ = [
     "Entry",
     "EpochReading",
     "Evidence",
+    "ForcedAct",
     "GatePolicy",
     "Grant",
     "GrantDeniedError",
@@ -87,10 +100,14 @@ __all__ = [
     "Inventory",
     "Ledger",
     "LedgerOutcome",
+    "Limiter",
+    "LimiterReport",
+    "LogPolicy",
     "Operation",
     "OperationBlocked",
     "Outcome",
-    "ForcedAct",
+    "Pace",
+    "PaceReport",
     "Permit",
     "Plan",
     "Presence",
@@ -98,18 +115,24 @@ __all__ = [
     "Reason",
     "Refusal",
     "Refused",
+    "RetryBudget",
     "Safehold",
     "SafeholdError",
-    "Limiter",
-    "LimiterReport",
-    "LogPolicy",
+    "Saturated",
     "Scope",
     "Subscription",
+    "Subsystem",
+    "SubsystemReport",
+    "SubsystemState",
+    "SubsystemSubscription",
     "Sweep",
     "SweepReport",
     "Swept",
     "SystemClock",
+    "Tick",
     "TimeWindow",
+    "Timeline",
+    "TimelineEntry",
     "Transition",
     "Trigger",
     "Verdict",
@@ -117,5 +140,3 @@ __all__ = [
     "combine",
     "health",
 ]
-    "Timeline",
-    "TimelineEntry",

@@ -4,6 +4,7 @@
     ├── ConfigurationError (also ValueError, TypeError)   a setting or an argument that cannot work
     └── Refused                                           did not run, because Safehold said so
         ├── DependencyUnhealthy                           a call, refused by a breaker
+        ├── Saturated                                     a call, refused by a limiter
         └── OperationBlocked                              a destructive operation, blocked by the gate
 
 A `Refused` says which `dependency` is to blame, in which `state`, since when, for which `reason` (a
@@ -35,6 +36,7 @@ __all__ = [
     "Refusal",
     "Refused",
     "SafeholdError",
+    "Saturated",
 ]
 
 
@@ -92,7 +94,7 @@ class _Told:
 
 
 class Refused(SafeholdError):
-    """Did not run, because Safehold said so. Catch this to catch both kinds."""
+    """Did not run, because Safehold said so. Catch this to catch all kinds."""
 
     code = "refused"
     outcome: ClassVar[str] = "not_executed"
@@ -195,6 +197,7 @@ class Refused(SafeholdError):
         kind: dict[str, type[Refused]] = {
             DependencyUnhealthy.code: DependencyUnhealthy,
             OperationBlocked.code: OperationBlocked,
+            Saturated.code: Saturated,
         }
         return kind.get(told.code, Refused)._from_refusal(told)
 
@@ -214,6 +217,25 @@ class DependencyUnhealthy(Refused):
     """
 
     code = "dependency_unhealthy"
+
+
+class Saturated(Refused):
+    """A call was refused by a limiter: as many as may be are in flight, and as many as may wait are waiting.
+
+    `reason` is `saturated`. It says nothing about the dependency, which may be as well as can be.
+    """
+
+    code = "saturated"
+
+    def __str__(self) -> str:
+        why = f" ({self.cause})" if self.cause else ""
+        return f"{self.dependency} is given no more calls now{why}, {self._not_done()}, {self._when()}"
+
+    @classmethod
+    def _told(
+        cls, dependency: str, state: HealthState, retry_after: float, cause: str, elapsed: Callable[[], float]
+    ) -> Self:
+        return cls(_Told(dependency, state, retry_after, cls.code, None, cause, elapsed))
 
 
 class OperationBlocked(Refused):

@@ -307,13 +307,16 @@ def test_every_error_has_a_stable_code() -> None:
         "Refused": "refused",
         "DependencyUnhealthy": "dependency_unhealthy",
         "OperationBlocked": "operation_blocked",
+        "Saturated": "saturated",
     }
     assert set(found) <= set(safehold.__all__)
 
 
 def test_the_family() -> None:
-    """Two children of one parent; a blocked operation is no relative of any outage."""
+    """Three children of one parent; a blocked operation is no relative of any outage."""
     assert issubclass(DependencyUnhealthy, Refused)
+    assert issubclass(errors.Saturated, Refused)
+    assert not issubclass(errors.Saturated, DependencyUnhealthy)
     assert issubclass(OperationBlocked, Refused)
     assert OperationBlocked.__mro__[1:] == Refused.__mro__
     assert not issubclass(OperationBlocked, OSError | ValueError | LookupError | RuntimeError)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 from .._core.breaker import Cause, Outcome
 from .._core.configuration import ConfigurationError
 from .._core.unproven import Unproven
-from ..errors import OperationBlocked, Refused
+from ..errors import OperationBlocked, Refused, Saturated
 from . import log
 
 
@@ -59,15 +59,15 @@ def judge(
     An `Exception` is a failure unless `classify` says otherwise: anything true or `Outcome.FAILURE` for a
     failure, anything false or `Outcome.IGNORED` for the application's own error, `Outcome.SUCCESS` for an
     error that is an answer. Whatever is not an `Exception` is ignored, and the call went unanswered. A
-    refusal from elsewhere likewise; a blocked operation says nothing at all. An answer that proves nothing
-    says itself whether it is a miss. A group is judged by its members. What was `counted` before says nothing
-    new.
+    refusal from elsewhere likewise; a blocked operation and a full limiter say nothing at all. An answer
+    that proves nothing says itself whether it is a miss. A group is judged by its members. What was
+    `counted` before says nothing new.
     """
     if counted is not None and counted(error):
         return _NO_VERDICT
     if isinstance(error, BaseExceptionGroup):
         return max((judge(member, classify, counted) for member in error.exceptions), key=gravity)
-    if isinstance(error, OperationBlocked):
+    if isinstance(error, OperationBlocked | Saturated):
         return _NO_VERDICT
     if isinstance(error, Refused) or not isinstance(error, Exception):
         return UNANSWERED

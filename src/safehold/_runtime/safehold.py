@@ -6,7 +6,7 @@ import os
 import random
 import threading
 import weakref
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import import_module
 from types import TracebackType
@@ -30,13 +30,16 @@ from .fork import begin_again_in_children
 from .gate import Gate
 from .grants import LIFETIME, Grant, GrantPolicy, Grants, make_request, told_of
 from .ledger import Ledger
+from .limiter import Limiter, Limiters
 from .operations import Operation, make_operation
+from .pace import Pace, Paces, settings_of
 from .plans import Plan, explicit, judged, plan_of
 from .prober import STOP_TIMEOUT, LoopProber, ThreadProber
 from .probing import Probing
 from .questions import aask, ask
 from .records import Records
 from .scope import Scope
+from .subsystem import Subsystem, Subsystems
 from .sweep import AsyncSweep, Sweep, Swept
 from .ticket import running_act
 from .waiting import Events, await_until, wait_until, wanted_states
@@ -46,10 +49,10 @@ if TYPE_CHECKING:
     from .inventory import Inventory
     from .policies import BreakerPolicy, GatePolicy, LogPolicy, ProbePolicy
     from .report import DependencyReport, HealthReport
+    from .timeline import Timeline
 
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
-    from .timeline import Timeline
 R = TypeVar("R")
 
 _alive: weakref.WeakSet[Safehold] = weakref.WeakSet()
@@ -98,11 +101,13 @@ class Safehold:
             self._gate_settings = check_policy("gate", gate, GatePolicy).to_settings()
         self._engine = Engine(clock or SystemClock(), rng or _dice)
         self._handles: dict[str, Dependency] = {}  # only ever added to, in single atomic steps
+        self._engine.diary.find = self._handles.get
         self._witnesses = Witnesses()
         self._records = Records(self._engine)
         self._ledger, self._budgets = self._records.ledger, self._records.budgets
-        self._engine.diary.find = self._handles.get
         self._grants = Grants(self._engine)
+        self._paces, self._limiters = Paces(self._engine), Limiters(self._engine.clock)
+        self._subsystems = Subsystems(self._engine)
         self._declarations = 0  # how many there were; operations look again when it moves
         self._gate = Gate(self)
         self._starting = threading.Lock()  # one prober at a time
@@ -448,12 +453,12 @@ class Safehold:
         state_dir: str | os.PathLike[str] | None = None,
         ledger: str | os.PathLike[str] | None = None,
         grants: GrantPolicy | None = None,
+        log: LogPolicy | None = None,
     ) -> None:
         """Set up a Safehold that exists already, such as the default one; `None` leaves a setting as it is.
 
         `gate`: when destructive operations are held back; to be set before the first dependency is declared.
         `state_dir`: a directory of this Safehold's own, made private, where ledger, budgets, epochs and marks
-        log: LogPolicy | None = None,
         survive a restart; what is missing or corrupt there counts as used up. `ledger`: the path of the
         durable ledger alone. `grants`: who may be granted what. `log`: how much the log says.
 
@@ -468,15 +473,15 @@ class Safehold:
             self._gate_settings = check_policy("gate", gate, GatePolicy).to_settings()
             for handle in self._handles.values():
                 handle._gate = self._gate_settings
+        if log is not None:
+            from .policies import LogPolicy, check_policy  # noqa: PLC0415 - pydantic's models load when used
+
+            self._engine.diary.settings = check_policy("log", log, LogPolicy).to_settings()
         if grants is not None:
             if not callable(grants):
                 msg = f"grants must be a function of a GrantRequest, got {grants!r}"
                 raise ConfigurationError(msg)
             self._grants.policy = grants
-        if log is not None:
-            from .policies import LogPolicy, check_policy  # noqa: PLC0415 - pydantic's models load when used
-
-            self._engine.diary.settings = check_policy("log", log, LogPolicy).to_settings()
         if state_dir is not None:
             self._records.keep(state_dir)
         if ledger is not None:
@@ -507,6 +512,63 @@ class Safehold:
     def carry(function: F) -> F:
         """Let `function` run in the present scope wherever it runs: `pool.submit(health.carry(work))`."""
         return scopes.carry(function)  # type: ignore[return-value]  # the signature is kept
+
+    # --- easing off -------------------------------------------------------------------------------
+
+    def pace(
+        self,
+        *dependencies: str,
+        every: float = 5.0,
+        degraded: float | None = None,
+        unhealthy: float | None = None,
+        recovering: float | None = None,
+        jitter: float = 0.1,
+        priority: int = 0,
+        name: str | None = None,
+    ) -> Pace:
+        """Make the ticks of a loop that slows down with what it calls: `async for tick in pace("redis")`.
+
+        `every`: seconds between two ticks while all is well, or not known yet (above 0). `degraded`,
+        `recovering`: instead of that (default: four times as long). `unhealthy`: likewise; `None` pauses
+        until it recovers, and so does `math.inf` for any of them. The worst of several dependencies
+        decides. `jitter`: share of the interval by which chance puts a tick off, 0 to 1. `priority`: after
+        a pause, loops of a higher one wake first; destructive sweeps should be last. `name`: for reports.
+
+        `for tick in ...` waits on a thread; as a decorator it makes a function the body of a loop: see
+        `Pace`.
+        """
+        settings = settings_of(
+            every=every, degraded=degraded, recovering=recovering, unhealthy=unhealthy, jitter=jitter
+        )
+        handles = tuple(self[dependency] for dependency in dict.fromkeys(dependencies))
+        return Pace(self._paces, handles, settings, priority=priority, name=name)
+
+    def limiter(
+        self,
+        dependency: str,
+        concurrency: int,
+        *,
+        max_waiting: int = 0,
+        wait_timeout: float | None = None,
+    ) -> Limiter:
+        """Give the limiter of a dependency: at most `concurrency` calls at a time, the rest waits or fails.
+
+        `max_waiting`: how many may wait (default 0). `wait_timeout`: seconds that each waits at most (`None`:
+        as long as it takes). Refused calls raise `Saturated`. Again with equal limits: the same limiter, with
+        other ones: `ConfigurationError`.
+        """
+        handle = self[dependency]
+        return self._limiters.get(handle, concurrency, max_waiting=max_waiting, wait_timeout=wait_timeout)
+
+    def subsystem(
+        self, name: str, *, on: Collection[str], states: Mapping[str, str] | None = None
+    ) -> Subsystem:
+        """Give a part of the service that does less while what it needs is not well: see `Subsystem`.
+
+        `on`: the dependencies; the worst decides. `states`: `"full"`, `"reduced"` or `"paused"` by health,
+        where it shall be another than usual (healthy: full; unhealthy: paused; else: reduced).
+        """
+        return self._subsystems.get(name, tuple(self[one] for one in dict.fromkeys(on)), states)
 
     # --- telling ----------------------------------------------------------------------------------
 
@@ -570,6 +632,14 @@ class Safehold:
         """
         return self._engine.flush(timeout)
 
+    def timeline(self) -> Timeline:
+        """Give what has happened lately: transitions, blocks and forced acts, the oldest first.
+
+        `health.timeline().to_markdown()` is a table for an incident report. The newest 1,000 entries are kept
+        in memory; what is blocked again and again between two transitions is one entry that counts.
+        """
+        return self._engine.chronicle.timeline(self.name)
+
     # --- probing ----------------------------------------------------------------------------------
 
     def probe_now(self, name: str) -> Probing:
@@ -580,9 +650,7 @@ class Safehold:
         """
         return Probing(self[name])
 
-    def wait_until(
-        self, name: str, state: str | Collection[str], *, timeout: float | None = None
-    ) -> bool:
+    def wait_until(self, name: str, state: str | Collection[str], *, timeout: float | None = None) -> bool:
         """Wait on this thread until a dependency is in a state, or in one of several; say whether it came.
 
         `timeout`: seconds (at least 0; `None`: for ever).
@@ -590,7 +658,11 @@ class Safehold:
         return wait_until(self[name], wanted_states(state), timeout)
 
     async def await_until(
-        self, name: str, state: str | Collection[str], *, timeout: float | None = None  # noqa: ASYNC109
+        self,
+        name: str,
+        state: str | Collection[str],
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109
     ) -> bool:
         """Do the same as `wait_until` in a task, without blocking the loop."""
         return await await_until(self[name], wanted_states(state), timeout)
@@ -631,14 +703,6 @@ class Safehold:
             prober = make()
             prober.start()
             engine.prober, engine.wake = prober, prober.wake
-    def timeline(self) -> Timeline:
-        """Give what has happened lately: transitions, blocks and forced acts, the oldest first.
-
-        `health.timeline().to_markdown()` is a table for an incident report. The newest 1,000 entries are kept
-        in memory; what is blocked again and again between two transitions is one entry that counts.
-        """
-        return self._engine.chronicle.timeline(self.name)
-
         self._give_head_starts()
         engine.wake()
         return prober
@@ -676,6 +740,9 @@ class Safehold:
         self._witnesses.forget()
         for handle in self._handles.values():
             handle._reborn()
+        self._paces.reborn()
+        self._limiters.reborn()
+        self._subsystems.reborn()
 
     def _start_again(self) -> None:
         """Start the prober that the parent had, now that there is something to do."""
