@@ -100,7 +100,7 @@ class Ledger:
         self._blocks: OrderedDict[tuple[str, str, bool], Line] = OrderedDict()  # written in steps
         self._most = most
         self._journal: Journal | None = None
-        self.executed: dict[tuple[str, str], count[int]] = {}  # acts that ended, by operation and outcome
+        self.executed: dict[tuple[str, LedgerOutcome], count[int]] = {}  # acts that ended, by operation and outcome
 
     def keep(self, path: Path) -> None:
         """Write everything to a journal, too. What earlier processes left open is told as unknown."""
@@ -159,7 +159,10 @@ class Ledger:
         if self._journal is not None:
             self._write(self._journal, _line(told), durable=False, intent=intent[1])
         if outcome is not LedgerOutcome.DEFERRED:  # else it has a line of its own
-            next(self.executed.setdefault((line[2], str(outcome)), count()))
+            try:
+                next(self.executed[line[2], outcome])
+            except KeyError:
+                next(self.executed.setdefault((line[2], outcome), count()))
             if len(line) > _GRANT and line[_GRANT] is not None:
                 self._engine.post(_forced(line, outcome, self._engine.clock.monotonic()))
 

@@ -5,7 +5,8 @@ stdout. What the application does with it is the application's choice.
 
 Each transition is one line, until a dependency has had `lines` of them in a window. Further ones are summed
 up in one line when the window ends, with the state in which they ended; while it goes on flapping, a window
-has few lines of its own. Refused calls and repeated blocks are counted, and the count is told. There is no
+has few lines of its own. The first one into each health is always told at once: an outage is not put off
+because it began with a flicker. Refused calls and repeated blocks are counted, and the count is told. There is no
 thread for that: what was put off is told with the next event, look (`status()`, a failing call, the gate) or
 round of the prober once it is due, at `flush()`, and at the end of the process.
 """
@@ -103,6 +104,7 @@ class Story:
     def __init__(self) -> None:
         self.ends = self.flapped = -math.inf  # the window's end, and that of the last one with a summary
         self.left = 0  # lines in this window
+        self.seen: set[str] = set()  # healths that have had a line in this window
         self.health = ""
         self.refused = 0  # calls, as told
         self.counted = 0.0  # when they were counted
@@ -178,9 +180,13 @@ class Diary:
             flapping = event.at - story.flapped < self.settings.window
             story.left = min(_WHILE_FLAPPING, self.settings.lines) if flapping else self.settings.lines
             story.ends = event.at + self.settings.window
+            story.seen = set()
         self._plan_to_count(story, event)
-        if story.left > 0:
+        if story.left > 0 or event.after not in story.seen:
             story.left -= 1
+            story.seen.add(event.after)
+            if story.put_off:  # what came before is told before
+                self._sum_up(story, event.at)
             self._write_one(story, event)
         else:
             story.put(event)

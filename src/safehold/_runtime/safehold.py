@@ -598,6 +598,8 @@ class Safehold:
         reports = engine.run(look, interrupted=read)
         for handle in handles:
             handle._settled()
+        if now >= engine.diary.due:
+            engine.catch_up(now)
         waits = [r.retry_after for r in reports.values() if r.state is not HealthState.HEALTHY]
         report = HealthReport(
             name=self.name,
