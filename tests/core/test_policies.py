@@ -173,6 +173,8 @@ def test_defaults_are_those_of_the_documentation() -> None:
         "implicit_scope": 60.0,
         "settle_min": 30.0,
         "settle_max": 600.0,
+        "stall_after": 2.0,
+        "quiet_time": 30.0,
         "mode": "enforce",
     }
 
