@@ -3,7 +3,7 @@
     python bench/bench_sweep.py
 
 Three kinds of round: all are there (the usual one), none can be told (an outage), and all are gone and over
-the budget (a backlog). The time for each candidate, of this thread's processor, must be flat, and what is left
+the budget (a backlog). The time for each candidate (of this thread) must be flat, and what is left
 after a round bounded: a report names a hundred, and marks, evidence and nominations have their own limits.
 """
 
