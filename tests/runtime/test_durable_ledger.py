@@ -213,6 +213,19 @@ def test_a_hundred_thousand_blocks(durable: Safehold, path: Path, caplog: pytest
     assert len(caplog.records) < 100
 
 
+def test_a_full_disk_does_not_fill_the_log(durable: Safehold, caplog: pytest.LogCaptureFixture) -> None:
+    """A thousand acts that cannot be written are told in a few lines, which name the disk's own words."""
+    destroy = durable.destructive("destroy")(lambda: None)
+    with pytest.MonkeyPatch.context() as patch:
+        DISKS["full"](patch)
+        for _ in range(1000):
+            with pytest.raises(OperationBlocked):
+                destroy()
+    assert 0 < len(caplog.records) < 50
+    assert "no space left on device" in caplog.text
+    destroy()
+
+
 # --- a process that ends in the middle ----------------------------------------------------------------
 
 

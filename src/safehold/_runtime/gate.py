@@ -222,9 +222,7 @@ class Gate:
                 self._testimony(operation, subject),
                 tuple((d.name, d._breaker.era.generation.number) for d in self.needs(operation).required),
             )
-        except (OSError, ConfigurationError) as error:
-            with suppress(Exception):
-                log.fault("ledger_failed", error, operation=operation.name)
+        except (OSError, ConfigurationError) as error:  # told as the block that it is, however often
             text = f"the intent cannot be written to the ledger ({cause_of(error).text})"
             return _instead(verdict, "ledger_unavailable", text)
         except Exception as error:  # noqa: BLE001 - no record, no act
