@@ -266,5 +266,5 @@ def samples(metric: Metric, health: Safehold) -> dict[tuple[str, ...], float]:
         if isinstance(value, str):
             values |= {(*attributes, state): float(state == value) for state in metric.states}
         else:
-            values.setdefault(attributes, value)  # two loops of one name: the first
+            values.setdefault(attributes, float(value))  # two loops of one name: the first
     return values

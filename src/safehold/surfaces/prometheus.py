@@ -120,6 +120,8 @@ class HealthCollector(_Exporter, Collector):
 
     def observe(self, home: str, duration: Duration) -> None:
         """Take in how long a call or a probe took."""
+        if self._pid != os.getpid():
+            self._begin_again()
         key = (f"safehold.{duration.of}.duration", home, duration.dependency, duration.outcome)
         self._new.append((key, duration.seconds))
         if len(self._new) >= _MOST_NEW:
