@@ -131,8 +131,11 @@ class Gate:
         if not self._is_plainly_well(operation):
             return None
         try:
-            scope = _scope_name() if scopes_open else None
-            return self._home._ledger.intent(operation.name, operation.trigger, subject, scope)
+            scope, ledger = _scope_name() if scopes_open else None, self._home._ledger
+            if ledger.path is None:
+                return ledger.intent(operation.name, operation.trigger, subject, scope)
+            told = ((), "", None, None, None, self._generations(operation))
+            return ledger.intent(operation.name, operation.trigger, subject, scope, *told)
         except (OSError, ConfigurationError):  # tried once more on the long way, which can say why
             return None
 
@@ -220,7 +223,7 @@ class Gate:
                 None if grant is None else grant.actor,
                 None if grant is None else grant.id,
                 self._testimony(operation, subject),
-                tuple((d.name, d._breaker.era.generation.number) for d in self.needs(operation).required),
+                self._generations(operation),
             )
         except (OSError, ConfigurationError) as error:  # told as the block that it is, however often
             text = f"the intent cannot be written to the ledger ({cause_of(error).text})"
@@ -303,6 +306,11 @@ class Gate:
         if around.missed:
             return Population(None, f"a call to {', '.join(around.missed)} did not answer")
         return population
+
+    def _generations(self, operation: Operation) -> tuple[tuple[str, int], ...]:
+        """Give the generations of what an operation requires, as they are now."""
+        required = self.needs(operation).required
+        return tuple((d.name, d._breaker.era.generation.number) for d in required)
 
     def _relied_upon(self, operation: Operation) -> tuple[Dependency, ...]:
         """Give what an operation requires, and what its witness asks."""

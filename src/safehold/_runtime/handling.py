@@ -192,7 +192,11 @@ def finalising(skip: int = 0) -> str | None:
     if _exiting or sys.is_finalizing():
         return "at interpreter exit"
     in_main = threading.get_ident() == _main_ident
-    handlers, names = _signal_handlers() if in_main else _NO_HANDLERS
+    handlers, names = _NO_HANDLERS
+    if in_main:
+        if [*map(_signal.getsignal, _SIGNALS)] != _handlers[0]:
+            _look_at_handlers()
+        handlers, names = _handlers[1]
     code: CodeType | None = None
     found = None
     frame: FrameType | None = sys._getframe(1 + skip)
@@ -216,19 +220,15 @@ def finalising(skip: int = 0) -> str | None:
 Handlers = Mapping[CodeType, Sequence[FunctionType]]
 
 
-def _signal_handlers() -> tuple[Handlers, Collection[str]]:
-    """Give the code that handles signals in this process, on its main thread, and all names to look at."""
+def _look_at_handlers() -> None:
+    """Note the code that handles signals in this process, on its main thread, and all names to look at."""
     global _handlers  # noqa: PLW0603 - one process, one table
-    handlers, known = _handlers
     now = [*map(_signal.getsignal, _SIGNALS)]
-    if now != handlers:
-        codes: dict[CodeType, list[FunctionType]] = {}
-        for function in map(_function_of, now):
-            if function is not None:
-                codes.setdefault(function.__code__, []).append(function)
-        known = codes, _NAMES | {code.co_name for code in codes}
-        _handlers = now, known
-    return known
+    codes: dict[CodeType, list[FunctionType]] = {}
+    for function in map(_function_of, now):
+        if function is not None:
+            codes.setdefault(function.__code__, []).append(function)
+    _handlers = now, (codes, _NAMES | {code.co_name for code in codes})
 
 
 _NO_HANDLERS: Final[tuple[Handlers, Collection[str]]] = ({}, _NAMES)

@@ -47,6 +47,9 @@ class LedgerOutcome(StrEnum):
     NOTED = "noted"
 
 
+_INTENT, _DEFERRED = LedgerOutcome.INTENT, LedgerOutcome.DEFERRED  # an enumeration takes its time
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One line. `number` orders all of them; `intent` is the number of the act's first line.
@@ -143,7 +146,7 @@ class Ledger:
     ) -> Intent:
         """Write that something is about to be done. `more` are the fields of an entry from `reasons` on."""
         line = (
-            next(self._numbers), self._engine.clock.wall(), operation, trigger, LedgerOutcome.INTENT, subject,
+            next(self._numbers), self._engine.clock.wall(), operation, trigger, _INTENT, subject,
             scope, None, *more,
         )  # fmt: skip
         journal = self._journal
@@ -158,7 +161,7 @@ class Ledger:
         self._acts.append(told)
         if self._journal is not None:
             self._write(self._journal, _line(told), durable=False, intent=intent[1])
-        if outcome is not LedgerOutcome.DEFERRED:  # else it has a line of its own
+        if outcome is not _DEFERRED:  # else it has a line of its own
             try:
                 next(self.executed[line[2], outcome])
             except KeyError:

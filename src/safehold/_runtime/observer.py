@@ -23,13 +23,16 @@ from collections.abc import Callable
 from contextvars import Context
 from functools import partial
 from itertools import count
-from typing import NamedTuple
+from math import inf
+from typing import Final, NamedTuple
 from weakref import ref
 
 from .._core.observer import BEAT, PROCESS, QUIET, STALL, Observer, Sickness, SicknessKind
 from . import log
 
 _numbers = count(1)
+AT_ONCE: Final = 0.001
+"""Seconds for which a healthy answer is good in the same loop: a batch asks for each of its items."""
 _running_loop = asyncio._get_running_loop
 
 
@@ -115,6 +118,7 @@ class Watch:
         self._chains: dict[int, Chain] = {}  # changes guarded by _lock
         self._thread: threading.Thread | None = None  # changes guarded by _lock
         self._failure = ""
+        self._seen_well = (-inf, 0)  # when, and the id of the loop in which
         self._since: float | None = None
 
     # --- what the gate asks ---------------------------------------------------------------------------
@@ -163,17 +167,23 @@ class Watch:
 
     def is_well(self, stall: float = STALL) -> bool:
         """Whether nothing was ever wrong, this very instant included. What is found is noted."""
+        loop, source, boottime = _running_loop(), PROCESS, Clocks.boottime()
+        seen_at, seen_in = self._seen_well
+        if boottime is not None and 0 <= boottime - seen_at < AT_ONCE and id(loop) == seen_in:
+            return True  # not even a machine that slept can have lost more than that
         if self._thread is None:
             self._start()
-        loop, source = _running_loop(), PROCESS
         if loop is not None:
             chain = self._chains.get(id(loop))
             if chain is None or chain.loop() is not loop:  # numbers are used again
                 chain = self._begin_chain(loop)
             source = chain.source
-        if self._observer.ahead(source, Clocks.monotonic(), Clocks.wall(), Clocks.boottime(), stall):
+        if self._observer.ahead(source, Clocks.monotonic(), Clocks.wall(), boottime, stall):
             self._note_late(loop, source)
-        return self._thread is not None and not self._observer.lapses  # looked at last: see `Observer`
+        well = self._thread is not None and not self._observer.lapses  # looked at last: see `Observer`
+        if well and boottime is not None:
+            self._seen_well = boottime, id(loop)
+        return well
 
     def _note_late(self, loop: AbstractEventLoop | None, source: str) -> None:
         """Take the question for the beat that is late, and see that others follow."""
