@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Final
 
 from safehold import Outcome, health
+from safehold._runtime import log
 from safehold.callsites import _conversation, _http, _redis_table, process
 from safehold.callsites._table import MISCONFIGURED, Row
+from safehold.surfaces._metrics import METRICS
 
 DOCS: Final = Path(__file__).parents[1] / "docs"
 _BLOCK: Final = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end table -->)", re.DOTALL)
@@ -45,6 +47,26 @@ def rules() -> str:
     return _table(lines)
 
 
+def log_lines() -> str:
+    """Give the kinds of log lines, with their severities and fields."""
+    lines = [["kind", "severity", "says", "fields"], ["---"] * 4]
+    for kind, line in log.KINDS.items():
+        lines.append([f"`{kind}`", line.severity, line.says, ", ".join(f"`{name}`" for name in line.fields)])
+    return _table(lines)
+
+
+def metrics() -> str:
+    """Give what is exported, under both names."""
+    lines = [["Prometheus", "OpenTelemetry", "kind", "unit", "labels", "what it is"], ["---"] * 6]
+    for metric in METRICS:
+        labels = ", ".join(
+            f"`{label}` (`{name}`)" for label, name in zip(metric.labels, metric.attributes, strict=True)
+        )
+        names = [f"`{metric.shown}`", f"`{metric.name}`"]
+        lines.append([*names, str(metric.kind), f"`{metric.unit}`", labels, metric.help])
+    return _table(lines)
+
+
 def _table(lines: Iterable[Iterable[str]]) -> str:
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
@@ -65,6 +87,8 @@ TABLES: Final[Mapping[str, str]] = {
     "streams": conditions(_conversation.TABLE),
     "process": conditions(process.TABLE),
     "rules": rules(),
+    "log-lines": log_lines(),
+    "metrics": metrics(),
 }
 
 

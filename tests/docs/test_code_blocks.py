@@ -104,6 +104,8 @@ def test_every_public_name_is_in_the_reference(name: str) -> None:
         "callsites.process",
         "testing.proxy",
         "testing.servers",
+        "surfaces.otel",
+        "surfaces.prometheus",
         "witnesses",
         "tenacity",
         "grants",
@@ -158,10 +160,14 @@ def test_every_method_is_in_the_reference(kind: type) -> None:
         safehold.BreakerPolicy,
         safehold.ProbePolicy,
         safehold.GatePolicy,
+        safehold.LogPolicy,
         safehold.Backoff,
         safehold.CountWindow,
         safehold.TimeWindow,
         safehold.Transition,
+        safehold.ForcedAct,
+        safehold.Timeline,
+        safehold.TimelineEntry,
         safehold.Decision,
         safehold.Verdict,
         safehold.Reason,
@@ -195,7 +201,7 @@ def test_every_field_is_in_the_reference(kind: type) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [safehold.BreakerPolicy, safehold.ProbePolicy, safehold.GatePolicy, safehold.Backoff],
+    [safehold.BreakerPolicy, safehold.ProbePolicy, safehold.GatePolicy, safehold.LogPolicy, safehold.Backoff],
     ids=lambda kind: kind.__name__,
 )
 def test_the_reference_names_the_defaults_that_there_are(kind: type) -> None:
