@@ -29,7 +29,7 @@ from tenacity.wait import wait_base
 
 from ._core.configuration import ConfigurationError, check_number
 from ._runtime.limiter import RetryBudget
-from .errors import DependencyUnhealthy, OperationBlocked, Refused, Saturated
+from .errors import DependencyUnhealthy, Refused, Saturated
 
 __all__ = ["retry_unless_refused", "retry_within", "stop_when_held", "wait_retry_after"]
 
@@ -55,16 +55,19 @@ class retry_unless_refused(retry_base):  # noqa: N801 - named as tenacity names 
     def __call__(self, retry_state: RetryCallState) -> bool:
         """Say whether to try again."""
         refusals = _refusals(retry_state)
-        if any(isinstance(refused, OperationBlocked) for refused in refusals):
-            return False
         if not refusals:
             return bool(self._retry(retry_state))
         return all(self._may(refused) for refused in refusals)
 
     def _may(self, refused: Refused) -> bool:
-        wanted = self._saturated if isinstance(refused, Saturated) else self._unhealthy
-        known = isinstance(refused, DependencyUnhealthy | Saturated)
-        return known and wanted and refused.retry_after is not None
+        match refused:
+            case DependencyUnhealthy():
+                allowed = self._unhealthy
+            case Saturated():
+                allowed = self._saturated
+            case _:  # an operation that was blocked, or what a newer version refuses
+                return False
+        return allowed and refused.retry_after is not None
 
 
 class retry_within(retry_base):  # noqa: N801 - likewise

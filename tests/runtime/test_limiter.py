@@ -23,6 +23,7 @@ from safehold import (
     Safehold,
     Saturated,
 )
+from safehold._runtime.limiter import _ThreadWaiter
 from safehold.testing.clock import ManualClock
 
 from .support import PATIENCE, in_threads, make_healthy, make_open, many_switches, python
@@ -308,7 +309,7 @@ async def test_a_cancelled_waiter_leaks_no_slot(health: Safehold, moment: str) -
 
 def test_an_event_loop_that_is_gone_keeps_no_slot(health: Safehold) -> None:
     """A waiter whose loop was closed is passed over, and gives nothing back twice."""
-    limiter = health.limiter("redis", 1, max_waiting=2)
+    limiter = health.limiter("redis", 2, max_waiting=2)
     loop = asyncio.new_event_loop()
 
     async def work() -> None:
@@ -316,16 +317,35 @@ def test_an_event_loop_that_is_gone_keeps_no_slot(health: Safehold) -> None:
             pytest.fail("its loop is closed")
 
     with limiter:
-        task = loop.create_task(work())
-        loop.run_until_complete(asyncio.sleep(0))
-        loop.close()
-    task._log_destroy_pending = False  # type: ignore[attr-defined]
-    coroutine = task.get_coro()
-    assert coroutine is not None
-    coroutine.close()  # type: ignore[union-attr]
+        with limiter:
+            task = loop.create_task(work())
+            loop.run_until_complete(asyncio.sleep(0))
+            loop.close()
+        assert (limiter.in_flight, limiter.waiting) == (1, 1)
+        task._log_destroy_pending = False
+        coroutine = task.get_coro()
+        assert coroutine is not None
+        coroutine.close()
+        assert (limiter.in_flight, limiter.waiting) == (1, 0)
     assert is_whole(limiter)
+
+
+def test_the_moment_in_which_a_slot_comes_free(health: Safehold, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes between a slot's return and its next owner: those who wait go first, and do go."""
+    limiter = health.limiter("redis", 1, max_waiting=2)
+    waiter = _ThreadWaiter()
+    limiter._seats.pop()
+    limiter._waiting.append(waiter)  # as if the slot had come free this very moment
+    monkeypatch.setattr(limiter, "max_waiting", 1)
+    limiter._seats.clear()
+    with pytest.raises(Saturated), limiter:
+        pytest.fail("overtaken")
+    assert not waiter._open
+    assert limiter._leave_queue(waiter, use=True)
+    limiter.__exit__(None, None, None)
+    monkeypatch.setattr(limiter, "_take", lambda: False)  # as if it came free right after the look
     with limiter:
-        assert not limiter._slots
+        assert limiter.in_flight == 1
 
 
 async def test_a_storm_of_cancellations(health: Safehold) -> None:
@@ -443,6 +463,25 @@ def test_retry_after_is_what_was_observed(health: Safehold, clock: ManualClock) 
     assert caught.value.retry_after == 0
 
 
+async def test_retry_after_counts_those_who_go_first(health: Safehold, clock: ManualClock) -> None:
+    """One who waits doubles the time, and each release under load is an observation."""
+    limiter = health.limiter("redis", 1, max_waiting=1)
+
+    async def work() -> None:
+        async with limiter:
+            clock.advance(2)
+
+    async with limiter:
+        task = asyncio.create_task(work())
+        await settle()
+        with pytest.raises(Saturated) as caught, limiter:
+            pass
+        assert caught.value.retry_after == 2.0
+        clock.advance(4)
+    await task
+    assert list(limiter._gaps) == [4, 2]
+
+
 def test_a_refusal_travels(health: Safehold) -> None:
     """As every other error: as a payload, and back."""
     limiter = health.limiter("redis", 1)
@@ -494,7 +533,11 @@ def test_a_child_has_all_slots() -> None:
             if pid == 0:
                 assert (limiter.in_flight, limiter.waiting) == (0, 0)
                 limiter.__exit__(None, None, None)  # of the block around the fork
-                assert threading.Thread(target=budget.call).start() is None
+                thread = threading.Thread(target=budget.call, daemon=True)
+                thread.start()
+                thread.join(5)
+                if thread.is_alive():
+                    os._exit(3)
                 with limiter:
                     try:
                         limiter.max_waiting = 0

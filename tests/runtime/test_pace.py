@@ -411,6 +411,7 @@ def test_a_decorated_function_runs_until_it_is_stopped(health: Safehold, redis: 
     @health.pace("redis", every=3600)
     def work() -> None:
         began.set()
+        raise ValueError
 
     stop = threading.Event()
     thread = threading.Thread(target=work, args=(stop,), daemon=True)
@@ -421,20 +422,28 @@ def test_a_decorated_function_runs_until_it_is_stopped(health: Safehold, redis: 
     thread.join(PATIENCE)
     assert not thread.is_alive()
     work(stop)  # set already: not one round
-    assert work.pace.report().ticks == 1
+    assert (work.pace.report().ticks, work.pace.report().failures) == (1, 1)
 
 
 def test_any_kind_of_event_stops(health: Safehold, redis: Dependency) -> None:
-    """An event of another process stops a loop, too."""
+    """An event of another process stops a loop, too, and does not keep the news from it."""
     stop = multiprocessing.get_context("spawn").Event()
     rounds: list[int] = []
 
-    @health.pace("redis", every=3600)
+    @health.pace("redis", every=3600, jitter=0)
     def work() -> None:
         rounds.append(1)
         stop.set()
 
-    work(stop)  # type: ignore[arg-type]
+    redis.hold("maintenance")
+    thread = threading.Thread(target=work, args=(stop,), daemon=True)
+    thread.start()
+    deadline = time.monotonic() + PATIENCE
+    while not health._paces.watchers.get("redis") and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert rounds == []
+    redis.reset()
+    thread.join(PATIENCE)
     assert rounds == [1]
 
 
@@ -738,7 +747,7 @@ def test_a_signal_handler_may_bring_the_news() -> None:
         rounds = ThreadRounds(pace)
         with rounds._condition:
             rounds.wake()
-            rounds._condition.wait(5)
+            assert rounds._condition.wait(5), "not woken"
         assert rounds._news
         """
     )

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import threading
 from typing import Any
 
 import pytest
@@ -110,6 +111,40 @@ def test_a_callback_may_cause_the_next_change(cache: Subsystem, redis: Dependenc
     cache.subscribe(callback)
     succeed(redis)
     assert told == [f"{when} {state}" for state in ("reduced", "full", "paused") for when in ("begin", "end")]
+
+
+def test_no_change_is_passed_over(health: Safehold, redis: Dependency) -> None:
+    """Each change is told as it happened, even if by then the next one has."""
+
+    def trip(event: object) -> None:
+        if redis.state is HealthState.HEALTHY:
+            redis.hold("by an earlier listener")
+
+    health.subscribe(trip)
+    told: list[SubsystemState] = []
+    health.subsystem("late", on=["redis"]).subscribe(told.append)
+    succeed(redis)
+    assert told == [REDUCED, FULL, PAUSED]
+
+
+def test_a_subscriber_is_told_one_thing_at_a_time(cache: Subsystem, redis: Dependency) -> None:
+    """While it hears the present state, a change that comes meanwhile waits its turn."""
+    told: list[str] = []
+    began, go = threading.Event(), threading.Event()
+
+    def callback(state: SubsystemState) -> None:
+        told.append(f"begin {state}")
+        began.set()
+        assert go.wait(20)
+        told.append(f"end {state}")
+
+    thread = threading.Thread(target=cache.subscribe, args=(callback,), daemon=True)
+    thread.start()
+    assert began.wait(20)
+    succeed(redis)
+    go.set()
+    thread.join(20)
+    assert told == ["begin reduced", "end reduced", "begin full", "end full"]
 
 
 def test_a_callback_that_raises_harms_nobody(

@@ -165,6 +165,28 @@ def test_refusals_are_tried_again_only_when_asked_for(caller: Caller, how: str) 
         assert caller.attempts == tried, (error, allowed)
 
 
+def test_each_of_several_refusals_has_to_be_allowed(
+    health: Safehold, redis: Dependency, caller: Caller
+) -> None:
+    """A group is tried again only if every member may be."""
+    unhealthy = DependencyUnhealthy("redis", HealthState.UNHEALTHY, 3.0)
+    for other in (Saturated("redis", HealthState.HEALTHY, 3.0), blocked(health)):
+        caller.attempts = 0
+        with pytest.raises(ExceptionGroup):
+            caller(
+                raiser(ExceptionGroup("both", [unhealthy, other])), retry=retry_unless_refused(unhealthy=True)
+            )
+        assert caller.attempts == 1
+
+
+def test_what_a_person_holds_is_not_tried_again(redis: Dependency, caller: Caller) -> None:
+    """Whatever is allowed, and without any help of wait and stop."""
+    redis.hold("maintenance")
+    with pytest.raises(DependencyUnhealthy):
+        caller(redis.guard(raiser()), retry=retry_unless_refused(unhealthy=True), stop=stop_after_attempt(5))
+    assert caller.attempts == 1
+
+
 def test_a_suppressed_context_is_no_refusal(caller: Caller) -> None:
     """`raise ... from None` says that what came before does not matter."""
     error = KeyError()

@@ -533,7 +533,7 @@ class Paces:
     def wake(self, rounds: Iterable[_Rounds]) -> None:
         """Wake loops, those of a higher priority first. From any thread."""
         tasks: dict[asyncio.AbstractEventLoop, deque[TaskRounds]] = {}
-        for one in sorted(rounds, key=lambda r: (-r.pace.priority, r.pace._number)):
+        for one in sorted(rounds, key=lambda r: -r.pace.priority):
             if isinstance(one, TaskRounds):
                 tasks.setdefault(one.loop, deque()).append(one)
             else:
