@@ -17,6 +17,7 @@ import pytest
 import safehold
 from safehold import Budget, Dependency, GatePolicy, OperationBlocked, Safehold
 from safehold._runtime import handling
+from safehold._runtime.handling import finalising
 from safehold.testing.clock import ManualClock
 
 from .support import POLICY, finish, make_healthy, make_open
@@ -150,6 +151,7 @@ KINDS = ["plain", "async", "proven", "durable", "forced"]
 def quiet() -> Iterator[None]:
     """Coverage traces too; while we do, it does not."""
     before = sys.gettrace()
+    finalising()  # a new signal handler, such as the test's own time limit, is looked at once
     yield
     sys.settrace(before)
 
