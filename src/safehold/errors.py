@@ -2,6 +2,7 @@
 
     SafeholdError
     ├── ConfigurationError (also ValueError, TypeError)   a setting or an argument that cannot work
+    │   └── GrantDeniedError (also PermissionError)       the grant policy says no; in `safehold`
     └── Refused                                           did not run, because Safehold said so
         ├── DependencyUnhealthy                           a call, refused by a breaker
         ├── Saturated                                     a call, refused by a limiter
