@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from safehold import ConfigurationError, Dependency, DependencyUnhealthy, HealthState, Safehold
+from safehold import (
+    ConfigurationError,
+    Dependency,
+    DependencyUnhealthy,
+    HealthState,
+    OperationBlocked,
+    Safehold,
+)
 from safehold.testing.clock import ManualClock
 
 from .support import POLICY, Down, fail, make_healthy, make_open, succeed
@@ -250,6 +258,48 @@ def test_events_that_nobody_takes_are_dropped_and_counted(health: Safehold, redi
     assert asyncio.run(main()) == ["unhealthy", "recovering"]
 
 
+# --- the status ---------------------------------------------------------------------------------------
+
+
+def test_the_status_tells_loops_limiters_subsystems_and_blocks(
+    health: Safehold, redis: Dependency, clock: ManualClock
+) -> None:
+    """What is slowed down, held back or blocked at present, and why; a block is told for a minute."""
+    loop = health.pace("redis", every=5, name="refresh")
+    health.limiter("redis", 3)
+    health.subsystem("cache", on=["redis"])
+    reap = health.destructive("session.reap")(lambda: None)
+    rounds = iter(loop)
+    next(rounds)
+    make_open(redis)
+    with pytest.raises(OperationBlocked):
+        reap()
+    report = health.status()
+    assert report.blocked["session.reap"][0] == "dependency_unhealthy"
+    assert [(told.name, told.interval) for told in report.loops] == [("refresh", None)]
+    assert [(told.dependency, told.concurrency) for told in report.limiters] == [("redis", 3)]
+    assert [(told.name, told.state) for told in report.subsystems] == [("cache", "paused")]
+    assert loop.name == "refresh"
+    clock.advance(61)
+    assert health.status().blocked == {}
+
+
+def test_a_status_is_told_again_until_something_changes(
+    health: Safehold, redis: Dependency, clock: ManualClock
+) -> None:
+    """The very same report; a call, an event, or time makes a new one."""
+    first = health.status()
+    assert health.status() is first
+    make_healthy(redis)
+    second = health.status()
+    assert second is not first
+    succeed(redis)
+    third = health.status()
+    assert third.dependencies["redis"].successes == 2
+    clock.advance(0.1)
+    assert health.status() is not third
+
+
 # --- fleet manners ------------------------------------------------------------------------------------
 
 
@@ -275,7 +325,7 @@ def test_refused_callers_are_told_to_come_back_one_after_the_other(
     assert waits == sorted(error.retry_after or 0.0 for error in errors)
     assert waits[0] == 10.0
     assert 10.0 <= waits[-1] < 15.0
-    gaps = [later - earlier for earlier, later in zip(waits, waits[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(waits)]
     assert max(gaps) < 0.15
     clock.advance(5)
     assert min(error.retry_after or 0.0 for error in errors) == 5.0

@@ -136,6 +136,11 @@ class Ledger:
         entries = (Entry(**dict(zip(_FIELDS, line, strict=False))) for line in kept)
         return tuple(entry for entry in entries if operation in (None, entry.operation))
 
+    def blocked_since(self, at: float) -> dict[str, tuple[str, ...]]:
+        """Give the operations that were blocked since a Unix time, with the codes of the newest block."""
+        blocks: list[Line] = self._engine.run(lambda: list(self._blocks.values()), interrupted=list)
+        return {line[2]: line[8] for line in blocks if line[1] >= at and line[4] is LedgerOutcome.BLOCKED}
+
     def intent(
         self,
         operation: str,

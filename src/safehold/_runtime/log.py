@@ -6,9 +6,9 @@ stdout. What the application does with it is the application's choice.
 Each transition is one line, until a dependency has had `lines` of them in a window. Further ones are summed
 up in one line when the window ends, with the state in which they ended; while it goes on flapping, a window
 has few lines of its own. The first one into each health is always told at once: an outage is not put off
-because it began with a flicker. Refused calls and repeated blocks are counted, and the count is told. There is no
-thread for that: what was put off is told with the next event, look (`status()`, a failing call, the gate) or
-round of the prober once it is due, at `flush()`, and at the end of the process.
+because it began with a flicker. Refused calls and repeated blocks are counted, and the count is told. There
+is no thread for that: what was put off is told with the next event, look (`status()`, a failing call, the
+gate) or round of the prober once it is due, at `flush()`, and at the end of the process.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict
 
 from .._core.health import BreakerState, HealthState
+from .flow_report import LimiterReport, PaceReport, SubsystemReport
 
 
 class DependencyReport(BaseModel):
@@ -57,7 +58,9 @@ class HealthReport(BaseModel):
 
     `overall` is the worst state of the critical dependencies; an optional one that is not well makes it
     `degraded` at most. `retry_after` is the longest wait of those that are not well, `None` when one of
-    them needs a person. `undeclared` names what is guarded or required but was never declared.
+    them needs a person. `undeclared` names what is guarded or required but was never declared. `blocked`
+    gives the operations that were blocked within the last minute, each with the codes of its newest block.
+    `loops`, `limiters` and `subsystems` are those that there are.
     """
 
     model_config = ConfigDict(frozen=True, defer_build=True)
@@ -69,3 +72,7 @@ class HealthReport(BaseModel):
     dependencies: dict[str, DependencyReport]
     undeclared: tuple[str, ...]
     probing: bool
+    blocked: dict[str, tuple[str, ...]] = {}
+    loops: tuple[PaceReport, ...] = ()
+    limiters: tuple[LimiterReport, ...] = ()
+    subsystems: tuple[SubsystemReport, ...] = ()

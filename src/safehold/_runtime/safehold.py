@@ -56,6 +56,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _alive: weakref.WeakSet[Safehold] = weakref.WeakSet()
+_JUST_NOW = 60.0  # seconds for which a block is told in the status
 _SAME_REPORT = 0.05  # seconds for which a report is given again while nothing changes
 _dice = random.Random()  # noqa: S311 - jitter, no secret; not the shared one, which people seed
 
@@ -526,7 +527,7 @@ class Safehold:
         priority: int = 0,
         name: str | None = None,
     ) -> Pace:
-        """Make the ticks of a loop that slows down with what it calls: `async for tick in pace("redis")`.
+        """Make the ticks of a loop that slows down with what it calls, for `for` and `async for`.
 
         `every`: seconds between two ticks while all is well, or not known yet (above 0). `degraded`,
         `recovering`: instead of that (default: four times as long). `unhealthy`: likewise; `None` pauses
@@ -609,6 +610,10 @@ class Safehold:
             dependencies=reports,
             undeclared=tuple(handle.name for handle in handles if not handle.declared),
             probing=engine.probing,
+            blocked=self._ledger.blocked_since(engine.clock.wall() - _JUST_NOW),
+            loops=tuple(pace.report() for pace in self._paces),
+            limiters=tuple(limiter.report() for limiter in self._limiters),
+            subsystems=tuple(subsystem.report() for subsystem in self._subsystems),
         )
         self._told = _Told(now, (engine.steps, self._traffic()), report)
         return report
