@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import subprocess
 import sys
 import textwrap
@@ -144,6 +145,7 @@ def test_the_rate_that_tripped_and_the_next_probe_are_told(lines: Lines, health:
         (fail if index % 2 else succeed)(dependency)
     (opened,) = lines.of("dependency.unhealthy")
     assert (opened.failure_rate, opened.failures, opened.next_probe) == (0.5, 1, 4.0)
+    assert [record.failures for record in lines.of("dependency.healthy")[1:]] == [0, 0, 0]
     assert "50% of the calls failed; next look in 4 s" in opened.getMessage()
 
 
@@ -257,6 +259,15 @@ def test_an_outage_is_not_put_off(lines: Lines, redis: Dependency, clock: Manual
     clock.advance(COOLDOWN)
     succeed(redis)
     assert lines.records[10].health == "recovering"
+    redis.reset()
+    succeed(redis)
+    clock.advance(600)
+    make_healthy(redis)
+    clock.advance(60)
+    flip(redis, clock, 20, 0.1)
+    before = len(lines.records)
+    redis.trip()
+    assert [record.health for record in lines.records[before:]][-1] == "unhealthy", "in each window"
 
 
 def test_a_summary_is_as_severe_as_where_it_ended(
@@ -269,10 +280,16 @@ def test_a_summary_is_as_severe_as_where_it_ended(
         clock.advance(1)
         redis.reset()
     redis.trip()
+    clock.advance(3)
     health.flush()
     summary = lines.records[-1]
     assert (summary.levelname, summary.kind, summary.health) == ("ERROR", "dependency.flapping", "unhealthy")
-    assert "now unhealthy, level 1: tripped by hand; next look in 10 s" in summary.getMessage()
+    assert "now unhealthy, level 1: tripped by hand; next look in 7 s" in summary.getMessage()
+    health.configure(log=LogPolicy(lines=1, severity={"dependency.flapping": "critical"}))
+    redis.reset()
+    redis.trip()
+    health.flush()
+    assert lines.records[-1].levelname == "CRITICAL"
 
 
 def test_dependencies_flap_by_themselves(lines: Lines, redis: Dependency, api: Dependency) -> None:
@@ -334,6 +351,17 @@ def test_who_is_not_refused_is_not_counted(lines: Lines, redis: Dependency, cloc
     clock.advance(600)
     redis.status()
     assert lines.of("dependency.refused") == []
+    assert redis._engine.diary.due == math.inf, "nobody has to wake for it any more"
+
+
+def test_a_transition_counts_by_itself(lines: Lines, redis: Dependency, clock: ManualClock) -> None:
+    """Where a transition's line tells what was refused, no line of its own comes before it."""
+    redis.hold("a short one")
+    assert is_refused(redis)
+    clock.advance(60)
+    redis.release()
+    assert lines.of("dependency.refused") == []
+    assert lines.records[-1].refused == 1
 
 
 def test_repeated_blocks_that_stop_are_told_too(lines: Lines, health: Safehold, clock: ManualClock) -> None:
@@ -466,7 +494,7 @@ def test_what_is_no_secret_stays(text: str) -> None:
 def test_long_texts_are_cut() -> None:
     """A text has a limit, and what is cut in two does not show its first half."""
     assert len(redact("word " * 10_000)) <= LONGEST
-    assert "hunter2" not in redact("x " * 950 + "redis://user:hunter2" + "y" * 4000 + "@host")
+    assert "hunter2" not in redact("password=" + "x" * 1900 + " redis://user:hunter2" + "y" * 4000 + "@host")
 
 
 # --- severity -----------------------------------------------------------------------------------------
@@ -616,10 +644,12 @@ def test_a_failing_sink_harms_nobody(lines: Lines, redis: Dependency, clock: Man
     assert "flapping" in told[8]
 
 
-def test_a_child_tells_its_own_story(lines: Lines, health: Safehold, redis: Dependency) -> None:
+def test_a_child_tells_its_own_story(
+    lines: Lines, health: Safehold, redis: Dependency, api: Dependency
+) -> None:
     """What the parent has put off is the parent's to tell, and its refusals are not the child's."""
     for index in range(20):
-        (succeed if index % 2 else fail)(redis)
+        (succeed if index % 2 else fail)(api)
     make_open(redis)
     assert is_refused(redis)
     health._reborn()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import re
@@ -130,6 +131,21 @@ def test_only_what_is_measured_anyway_has_durations(
     call(redis, clock, 0.5, None)
     found = scrape(registry, classic=True)["safehold_call_duration_seconds_count"]
     assert [dict(labels)["dependency"] for labels in found] == ["redis"]
+
+
+def test_the_making_of_a_coroutine_is_no_call(
+    health: Safehold, redis: Dependency, clock: ManualClock, registry: CollectorRegistry
+) -> None:
+    """A plain function that gives a coroutine is timed where it is awaited, once."""
+
+    async def work() -> None:
+        clock.advance(0.5)
+
+    export(health, registry=registry)
+    asyncio.run(redis.guard(lambda: work())())
+    found = scrape(registry, classic=True)
+    assert list(found["safehold_call_duration_seconds_count"].values()) == [1]
+    assert list(found["safehold_call_duration_seconds_sum"].values()) == [0.5]
 
 
 def test_registering_asks_nothing(health: Safehold, registry: CollectorRegistry) -> None:

@@ -103,7 +103,7 @@ class Ledger:
         self._blocks: OrderedDict[tuple[str, str, bool], Line] = OrderedDict()  # written in steps
         self._most = most
         self._journal: Journal | None = None
-        self.executed: dict[tuple[str, LedgerOutcome], count[int]] = {}  # acts that ended, by operation and outcome
+        self.executed: dict[tuple[str, LedgerOutcome], count[int]] = {}  # acts that ended
 
     def keep(self, path: Path) -> None:
         """Write everything to a journal, too. What earlier processes left open is told as unknown."""

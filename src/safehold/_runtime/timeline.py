@@ -101,7 +101,7 @@ class Chronicle:
     def _repeat(self, key: Any, event: Event) -> None:
         """Count what is repeated: a sweep that is blocked all night must not push out the outage."""
         index = self._places.get(key, self._taken) - self._taken  # from the end
-        if -len(self._kept) <= index < 0:
+        if index < 0:  # no more than that many were kept since, so it is still there
             known = self._kept[index]
             self._kept[index] = TimelineEntry(event=known.event, count=known.count + 1, last=event)
             return
