@@ -276,7 +276,7 @@ def test_the_status_tells_loops_limiters_subsystems_and_blocks(
         reap()
     report = health.status()
     assert report.blocked["session.reap"][0] == "dependency_unhealthy"
-    assert [(told.name, told.interval) for told in report.loops] == [("refresh", None)]
+    assert [(told.name, told.running) for told in report.loops] == [("refresh", True)]
     assert [(told.dependency, told.concurrency) for told in report.limiters] == [("redis", 3)]
     assert [(told.name, told.state) for told in report.subsystems] == [("cache", "paused")]
     assert loop.name == "refresh"
