@@ -6,6 +6,7 @@ beside an ignore, and mypy complains about an ignore that is not needed.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from datetime import datetime
 from typing import Any, Generic, TypeVar, assert_type, overload
@@ -29,8 +30,12 @@ from safehold import (
     GatePolicy,
     HealthReport,
     HealthState,
+    Limiter,
+    LimiterReport,
     Operation,
     OperationBlocked,
+    Pace,
+    PaceReport,
     Permit,
     Presence,
     ProbePolicy,
@@ -39,6 +44,10 @@ from safehold import (
     Safehold,
     Scope,
     Subscription,
+    Subsystem,
+    SubsystemState,
+    SubsystemSubscription,
+    Tick,
     TimeWindow,
     Verdict,
     combine,
@@ -404,3 +413,53 @@ async def use_witnesses() -> None:
     assert_type(await aexists("a"), Evidence)
     assert_type(combine([exists("a")]).presence, Presence)
     exists(3)  # type: ignore[arg-type]  # a name
+
+
+# --- loops, limiters and subsystems -------------------------------------------------------------------
+
+limiter = health.limiter("redis", 10)
+
+
+@limiter
+def limited(name: str) -> int:
+    return len(name)
+
+
+@limiter
+async def alimited(name: str) -> int:
+    return len(name)
+
+
+@health.pace("redis")
+def paced(tick: Tick) -> None: ...
+
+
+@health.pace("redis")
+async def apaced() -> None: ...
+
+
+async def use_loops() -> None:
+    assert_type(limiter, Limiter)
+    assert_type(limited("a"), int)
+    assert_type(await alimited("a"), int)
+    limited(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    with limiter as entered:
+        assert_type(entered, Limiter)
+    async with limiter as aentered:
+        assert_type(aentered, Limiter)
+    assert_type(limiter.report(), LimiterReport)
+    pace = health.pace("redis", "api", every=1)
+    assert_type(pace, Pace)
+    for tick in pace:
+        assert_type(tick, Tick)
+    async for atick in pace:
+        assert_type(atick.interval, float | None)
+    assert_type(paced(threading.Event()), None)
+    assert_type(await apaced(), None)
+    await apaced(threading.Event())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert_type(paced.pace.report(), PaceReport)
+    assert_type(apaced.pace, Pace)
+    subsystem = health.subsystem("refresh", on=["redis"], states={HealthState.UNKNOWN: "full"})
+    assert_type(subsystem, Subsystem)
+    assert_type(subsystem.state, SubsystemState)
+    assert_type(subsystem.subscribe(print), SubsystemSubscription)

@@ -156,7 +156,7 @@ class Limiter:
         self._admitted = count()
         self._refused = count()
         self._gaps: deque[float] = deque(maxlen=_OBSERVED)  # seconds between releases while it was full
-        self._full_since: float | None = None  # or the last release since
+        self._full_since: float | None = None  # since which nobody has left
 
     @property
     def dependency(self) -> str:
@@ -272,9 +272,8 @@ class Limiter:
     def _release(self) -> None:
         since = self._full_since
         if since is not None:
-            now = self._clock.monotonic()
-            self._gaps.append(max(0.0, now - since))
-            self._full_since = now if self._waiting else None
+            self._gaps.append(max(0.0, self._clock.monotonic() - since))
+            self._full_since = None  # whoever takes the slot next, starts anew
         self._slots.append(None)
         self._serve()
 
