@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from safehold import (
+    Budget,
     ConfigurationError,
     Dependency,
     DependencyUnhealthy,
@@ -298,6 +299,22 @@ def test_a_status_is_told_again_until_something_changes(
     assert third.dependencies["redis"].successes == 2
     clock.advance(0.1)
     assert health.status() is not third
+
+
+def test_a_check_sees_a_budget_that_has_tripped(health: Safehold) -> None:
+    """A preflight that says yes where the act is sure to be blocked would be none; it nominates nothing."""
+    reap = health.destructive(
+        "session.reap", subject="sid", requires=(), budget=Budget(per_hour=1, hard_cap=2)
+    )(lambda sid: None)
+    for _ in range(5):
+        assert health.check("session.reap", "s1")
+    reap("s1")
+    with pytest.raises(OperationBlocked):
+        reap("s2")
+    assert [reason.code for reason in health.check("session.reap", "s3").reasons] == ["budget_tripped"]
+    health.budget("session").reset(actor="ops", reason="seen")
+    reap("s3")
+    assert [reason.code for reason in health.check("session.reap", "s4").reasons] == ["hard_cap"]
 
 
 # --- fleet manners ------------------------------------------------------------------------------------

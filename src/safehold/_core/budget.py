@@ -213,6 +213,29 @@ class Tally:
         """Whether a population is back to the share of a known high-water mark that is believed."""
         return self.high_water > 0 and not self._collapsed(size)
 
+    def standing(self, budget: Budget, now: float, *, automatic: bool) -> tuple[Finding, ...]:
+        """Say what speaks against any act at this instant, whatever its subject. Nothing is nominated."""
+        self.at(now)
+        found: list[Finding] = []
+        if automatic and (lost := self._lost(now)) is not None:
+            found.append(lost)
+        elif automatic and self.tripped is not None:
+            found.append(self._latched(self.tripped))
+        if self.done >= budget.cap:
+            text = f"{self.done} acts within an hour reach the cap of {budget.cap:g}"
+            found.append(Finding("hard_cap", text, self._until_acts_lapse(1, budget.cap, now)))
+        return tuple(found)
+
+    def _lost(self, now: float) -> Finding | None:
+        if now >= self.closed_until:
+            return None
+        text = "what was counted before is lost, so the hour counts as used up; a person may reset it"
+        return Finding("budget_state_lost", text, self.closed_until - now)
+
+    @staticmethod
+    def _latched(tripped: str) -> Finding:
+        return Finding("budget_tripped", f"{tripped}; a person has to reset it", None)
+
     def _within(
         self,
         budget: Budget,
@@ -222,9 +245,8 @@ class Tally:
         *,
         plan: bool,
     ) -> list[Finding]:
-        if now < self.closed_until:
-            text = "what was counted before is lost, so the hour counts as used up; a person may reset it"
-            return [Finding("budget_state_lost", text, self.closed_until - now)]
+        if (lost := self._lost(now)) is not None:
+            return [lost]
         limit, few = self._limit(budget, population)
         new = sum(name not in self.nominated for name in names)
         together = len(self.nominated) + new
@@ -234,7 +256,7 @@ class Tally:
         if self.tripped is not None:
             if not fits or (new and not plan):  # one by one, each of them would fit
                 self.over_at = now
-            return [Finding("budget_tripped", f"{self.tripped}; a person has to reset it", None)]
+            return [self._latched(self.tripped)]
         if not fits and not few:
             self.over_at = now
             self.tripped = f"{together} nominated within an hour exceed the limit of {limit:g}"

@@ -119,12 +119,28 @@ class Gate:
     # --- deciding ---------------------------------------------------------------------------------
 
     def check(self, name: str, subject: str | None) -> Verdict:
-        """Decide, and order the probes that could change the answer. Never raises, and nominates nothing."""
+        """Decide, and order the probes that could change the answer. Never raises, and nominates nothing.
+
+        Of a budget it sees what holds for any subject: a trip, a lost state, a cap that is reached.
+        """
         operation = self._operations.get(name)
         if operation is None:
             reason = blocked_by("not_registered", f"no operation {name!r} is registered", retry_after=None)
             return Verdict(operation=name, trigger=Trigger.AUTOMATIC, subject=subject, reasons=(reason,))
-        return self._judge(operation, subject, None, ())
+        try:
+            found = self._standing(operation)
+        except Exception as error:  # noqa: BLE001 - cannot tell means no
+            return _fault(operation, subject, error)
+        return self._judge(operation, subject, None, found)
+
+    def _standing(self, operation: Operation) -> tuple[Finding, ...]:
+        budget, now = operation.budget, self._home._engine.clock.monotonic()
+        if budget is None or finalising() is not None:
+            return ()
+        automatic = operation.trigger is Trigger.AUTOMATIC
+        return self._home._budgets.look(
+            operation.subject_type, lambda tally: tally.standing(budget, now, automatic=automatic)
+        )
 
     def admit_at_once(self, operation: Operation, subject: str | None) -> Intent | None:
         """Write the intent and give it where there is nothing to judge, `None` elsewhere."""
