@@ -107,7 +107,7 @@ def test_known_data_acts_and_other_data_does_not(
 @pytest.mark.parametrize(
     "trouble",
     [None, "", b"", {}, [], (), True, False, object(), ValueError("no"), TimeoutError(), {"a": object()}],
-    ids=repr,
+    ids=lambda trouble: type(trouble).__name__,
 )
 def test_what_tells_nothing_blocks(clock: ManualClock, store: Store, trouble: Any, trigger: str) -> None:
     """Nothing, an empty answer, a yes or no, whatever raises: it cannot be told, and then it can."""
