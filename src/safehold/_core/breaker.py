@@ -252,6 +252,13 @@ class Breaker:
             impaired=bool(self.impaired) or self.pause_left(now) > 0,
         )
 
+    def level_now(self, now: float) -> int:
+        """Give how many steps the cooldown has grown, less one for each `cooldown.cap` spent closed since."""
+        if self.state is not BreakerState.CLOSED:
+            return self.level
+        quiet = int((now - self.era.generation.began) // self._settings.cooldown.cap)
+        return max(0, self.level - max(0, quiet))
+
     def pause_left(self, now: float) -> float:
         """Give the seconds for which the dependency has asked to be left alone."""
         return 0.0 if self.paused_until is None else max(0.0, self.paused_until - now)
@@ -633,10 +640,7 @@ class Breaker:
 
     def _open(self, now: float, draw: float, cause: Cause) -> None:
         """Go to open for the next cooldown, counting how often that happened lately."""
-        if self.state is BreakerState.CLOSED:
-            quiet = int((now - self.era.generation.began) // self._settings.cooldown.cap)
-            self.level = max(0, self.level - max(0, quiet))
-        self.level += 1
+        self.level = self.level_now(now) + 1
         self._move(BreakerState.OPEN, now, cause)
         self.era.generation.due = self._not_in_pause(now + self._settings.cooldown.seconds(self.level, draw))
 

@@ -552,7 +552,7 @@ class Dependency:
             next_probe=self._next_probe(now),
             last_miss=None if breaker.last_miss is None else at_wall(breaker.last_miss, offset),
             generation=breaker.era.generation.number,
-            level=breaker.level,
+            level=breaker.level_now(now),
             successes=breaker.successes,
             failures=breaker.failures,
             refusals=breaker.refusals,
