@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -374,10 +375,22 @@ def test_a_reset_by_the_client_passes_through(proxy, client, server):
     server.wait_until(lambda: server.ends == ["lost"])
 
 
+@contextlib.contextmanager
+def kept_free(address: str) -> Iterator[None]:
+    """See to it that nobody else gets the port meanwhile: it is taken, and nothing listens there."""
+    with contextlib.ExitStack() as stack:
+        if not address.startswith("unix:"):
+            host, _, port = address.removeprefix("tcp:").removeprefix("//").rpartition(":")
+            holder = stack.enter_context(socket.socket())
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            holder.bind((host or "127.0.0.1", int(port)))
+        yield
+
+
 def test_an_unreachable_upstream_closes_the_client(server):
     """A proxy without an upstream looks like a server that hangs up, not like one that hangs."""
     server.close()
-    with FaultProxy(server.address) as proxy, connect(proxy) as sock:
+    with kept_free(server.address), FaultProxy(server.address) as proxy, connect(proxy) as sock:
         assert sock.recv(1) == b""
         assert proxy.wait_for("unreachable").note in {"ECONNREFUSED", "ENOENT"}
 
