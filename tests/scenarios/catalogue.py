@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import redis
 
-from safehold import ConfigurationError, EpochReading, OperationBlocked, combine
+from safehold import Budget, ConfigurationError, EpochReading, OperationBlocked, combine
 from safehold._core.evidence import ABSENT, PRESENT, UNKNOWN
 
 from .world import World, tried
@@ -789,3 +791,138 @@ def a_conflict_is_no_reason_to_delete_and_recreate(make: Make) -> None:
             world.raw.delete(f"session:{session}")
     assert blocked.value.outcome == "not_executed"
     assert world.left() == {session}
+
+
+@scenario("T47", "budget_tripped")
+def a_crash_loop_with_a_fresh_budget_in_each_life(make: Make) -> None:
+    """It crashes again and again, and each life would begin with a budget of its own: the hour is one."""
+    with tempfile.TemporaryDirectory(prefix="sh") as place:
+        lives = 0
+        total = 100
+        for _ in range(6):
+            world = make()
+            if lives == 0:
+                ids = world.open_sessions(total)
+            else:
+                for session in ids[lives * 5 :]:
+                    world.raw.set(f"session:{session}", "here")
+                world.see()
+            world.health.configure(state_dir=Path(place) / "state")
+            reap = world.operation(budget=Budget(per_hour=10, share=None))
+            if lives == 0:
+                world.health.budget("session").reset(actor="ops", reason="first start")
+            with world.health.scope("sweep"):
+                for session in ids[lives * 5 : lives * 5 + 5]:
+                    tried(reap, session)
+            lives += 1
+            left = len(world.left())
+        assert left == total - 25, "five lives' worth was nominated and ten acts were done, in the first two"
+
+
+@scenario("T77", "budget_exceeded", "budget_tripped")
+def many_really_end_and_a_person_approves_the_plan(make: Make) -> None:
+    """A campaign is over and four in ten go: nothing until a person approves exactly this plan."""
+    world = make()
+    ids = world.open_sessions(50)
+    ended = ids[:20]
+    gone = world.health.witness("redis", name="gone")(lambda session_id: session_id not in ended)
+    reap = world.operation(evidence="gone", budget=world.budget(10))
+    sweep = world.health.sweep(reap, nominate=lambda: ended, confirm=gone, wait=0, confirmations=1)
+    report = sweep.run_once()
+    assert (report.done, len(world.left())) == (0, 50)
+    world.clock.advance(24 * 3600)
+    world.see()
+    report = sweep.run_once()
+    assert (report.done, len(world.left())) == (0, 50), "waiting approves nothing"
+    leave = world.health.grant(
+        operation="session.reap",
+        plan=report.plan,
+        actor="ops",
+        reason="the campaign is over",
+        overrides=["budget_exceeded", "budget_tripped"],
+    )
+    assert sweep.run_once(grant=leave).done == 20
+    assert world.left() == set(ids[20:])
+
+
+@scenario("T91")
+def an_approval_for_another_plan(make: Make) -> None:
+    """Approved at ten, and at seven past ten the plan is another one: the approval is for what was approved."""
+    world = make()
+    ids = world.open_sessions(50)
+    ended = ids[:15]
+    gone = world.health.witness("redis", name="gone")(lambda session_id: session_id not in ended)
+    reap = world.operation(evidence="gone", budget=world.budget(10))
+    sweep = world.health.sweep(reap, nominate=lambda: list(ended), confirm=gone, wait=0, confirmations=1)
+    report = sweep.run_once()
+    leave = world.health.grant(
+        operation="session.reap",
+        plan=report.plan,
+        actor="ops",
+        reason="approved",
+        overrides=["budget_exceeded", "budget_tripped"],
+    )
+    ended.append(ids[30])
+    assert sweep.run_once(grant=leave).done == 0
+    assert len(world.left()) == 50
+    ended.pop()
+    assert sweep.run_once(grant=leave).done == 15
+    assert world.left() == set(ids[15:])
+
+
+@scenario("T110", "dependency_unhealthy")
+def an_operator_acts_while_redis_is_down(make: Make) -> None:
+    """With the rules named it runs, and the ledger says who, why, and what was overridden."""
+    world = make()
+    (session,) = world.open_sessions()
+    stop = world.operation("session.terminate", trigger="requested")
+    world.redis.trip()
+    with world.health.scope("console"):
+        assert tried(stop, session) == ["dependency_unhealthy"]
+        assert world.left() == {session}
+        leave = world.health.grant(
+            operation="session.terminate",
+            subjects=[session],
+            actor="ada@example.org",
+            reason="stuck, INC-12",
+            overrides=["dependency_unhealthy"],
+        )
+        assert tried(world.health.force, leave, stop, session) == []
+    assert world.left() == set()
+    done = world.health.ledger.entries("session.terminate")[-2:]
+    assert [str(entry.outcome) for entry in done] == ["intent", "done"]
+    assert (done[0].actor, done[0].why, done[0].reasons) == (
+        "ada@example.org",
+        "stuck, INC-12",
+        ("dependency_unhealthy",),
+    )
+
+
+@scenario("T136", "evidence_present")
+def what_came_back_is_proven_afresh(make: Make) -> None:
+    """Its deletion was lost in a failover and it is back, alive: no earlier proof counts."""
+    world = make()
+    ids = world.open_sessions(12)
+    heartbeat = world.witness()
+    reap = world.operation(evidence="heartbeat")
+    sweep = world.health.sweep(reap, nominate=lambda: ids[:1], confirm=heartbeat, wait=60)
+    assert sweep.run_once().done == 0
+    world.clock.advance(61)
+    world.see()
+    assert sweep.run_once().done == 1
+    world.raw.set("session:s0", "back again")
+    world.beat("s0")
+    world.clock.advance(61)
+    world.see()
+    assert sweep.run_once().done == 0
+    with world.health.scope("by hand"):
+        heartbeat("s0")
+        assert tried(reap, "s0") == ["evidence_present"]
+    assert "s0" in world.left()
+    world.raw.delete("heartbeat:s0")
+    for _ in range(2):
+        world.clock.advance(61)
+        world.see()
+        done = sweep.run_once().done
+    assert done == 1
+    assert "s0" not in world.left()
