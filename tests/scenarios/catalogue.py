@@ -819,7 +819,7 @@ def a_crash_loop_with_a_fresh_budget_in_each_life(make: Make) -> None:
         assert left == total - 25, "five lives' worth was nominated and ten acts were done, in the first two"
 
 
-@scenario("T77", "budget_exceeded", "budget_tripped")
+@scenario("T77", "budget_tripped")
 def many_really_end_and_a_person_approves_the_plan(make: Make) -> None:
     """A campaign is over and four in ten go: nothing until a person approves exactly this plan."""
     world = make()
