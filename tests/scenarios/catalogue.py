@@ -846,8 +846,8 @@ def many_really_end_and_a_person_approves_the_plan(make: Make) -> None:
 
 
 @scenario("T91")
-def an_approval_for_another_plan(make: Make) -> None:
-    """Approved at ten, and at seven past ten the plan is another one: the approval is for what was approved."""
+def a_grant_for_another_plan(make: Make) -> None:
+    """Granted at ten, and at seven past ten the plan is another one: the grant is for what it was made for."""
     world = make()
     ids = world.open_sessions(50)
     ended = ids[:15]
