@@ -244,6 +244,25 @@ async def test_websocket_is_closed_where_the_server_cannot_deny(health: Safehold
     assert len(sent[0]["reason"].encode()) <= 123
 
 
+async def test_answer_that_waited_is_sent_when_the_request_is_cancelled(health: Safehold) -> None:
+    """What was held back is not lost with the task."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        await send({"type": "http.response.body", "body": b"broken"})
+        assert sent == []
+        raise asyncio.CancelledError
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    with pytest.raises(asyncio.CancelledError):
+        await SafeholdMiddleware(app, health)({"type": "http", "path": "/"}, None, send)  # type: ignore[arg-type]
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+
+
 async def plain_app(scope: Any, receive: Any, send: Any) -> None:
     """One that knows no lifespan, and says so as such applications do."""
     assert scope["type"] == "http"

@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from safehold import ConfigurationError, DependencyUnhealthy, OperationBlocked, Refused, Saturated
 from safehold._core.gate import Reason
 from safehold._core.health import HealthState
-from safehold.surfaces._render import TEXTS, find_refusal, long, problem, refused, short, status_of, table
+from safehold.surfaces._render import (
+    TEXTS,
+    blamed,
+    find_refusal,
+    long,
+    problem,
+    refused,
+    short,
+    status_of,
+    table,
+)
 
 DOWN = HealthState.UNHEALTHY
 OPEN = DependencyUnhealthy("redis", DOWN, 11.2, "breaker_open")
@@ -183,6 +193,15 @@ def test_refusal_is_found_behind_what_wraps_it() -> None:
     ):
         assert find_refusal(error) is OPEN
     assert find_refusal(ValueError()) is None
+
+
+def test_error_that_only_came_up_after_it_is_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """It may be a mistake, and the client is told of the refusal alone. What was wrapped on purpose is none."""
+    assert blamed(raised_from(OPEN)) is OPEN
+    assert caplog.records == []
+    assert blamed(raised_during(OPEN)) is OPEN
+    assert [record.getMessage() for record in caplog.records] == ["error_after_refusal: KeyError"]
+    assert blamed(ValueError()) is None
 
 
 def test_from_none_hides_it() -> None:

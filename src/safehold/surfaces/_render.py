@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from .._core.configuration import ConfigurationError
+from .._runtime import log
 from .._runtime.redact import redact
 from ..errors import OperationBlocked, Refused, Saturated
 
@@ -187,10 +188,24 @@ def refused(refusal: Refused, texts: Mapping[str, str] = TEXTS) -> Answer:
     return answer(told, told["status"], PROBLEM, *later)
 
 
-def find_refusal(error: BaseException) -> Refused | None:
+def blamed(error: BaseException) -> Refused | None:
+    """Find the refusal to answer with; an error that only came up while it was handled is told in the log.
+
+    Such an error may be a mistake of the application's, and nobody else will hear of it.
+    """
+    refusal = find_refusal(error, during=False)
+    if refusal is None:
+        refusal = find_refusal(error)
+        if refusal is not None:
+            log.fault("error_after_refusal", error)
+    return refusal
+
+
+def find_refusal(error: BaseException, *, during: bool = True) -> Refused | None:
     """Find the refusal that an error is, was raised from or during, or holds in a group: the nearest one.
 
-    Like a traceback, it does not look behind `raise ... from None`.
+    Like a traceback, it does not look behind `raise ... from None`. `during`: whether one counts that was
+    merely being handled.
     """
     waiting, met = [error], set[int]()
     while waiting and len(met) < _DEEPEST:
@@ -199,14 +214,14 @@ def find_refusal(error: BaseException) -> Refused | None:
             return nearest
         if id(nearest) not in met:
             met.add(id(nearest))
-            waiting += _behind(nearest)
+            waiting += _behind(nearest, during=during)
     return None
 
 
-def _behind(error: BaseException) -> Iterator[BaseException]:
+def _behind(error: BaseException, *, during: bool) -> Iterator[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         yield from error.exceptions
     if error.__cause__ is not None:
         yield error.__cause__
-    if error.__context__ is not None and not error.__suppress_context__:
+    if during and error.__context__ is not None and not error.__suppress_context__:
         yield error.__context__

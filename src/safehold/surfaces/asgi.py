@@ -15,7 +15,7 @@ from .._runtime import log
 from .._runtime.safehold import Safehold
 from ..errors import Refused
 from ._pages import Page, check_arguments, page_at, serve
-from ._render import TEXTS, Answer, find_refusal, refused, short, table
+from ._render import TEXTS, Answer, blamed, refused, short, table
 
 __all__ = ["TEXTS", "SafeholdMiddleware"]
 
@@ -80,8 +80,8 @@ class SafeholdMiddleware:
         try:
             with self._health.scope("request"):
                 await self._app(scope, receive, response.send)
-        except Exception as error:
-            refusal = None if response.started else find_refusal(error)
+        except BaseException as error:
+            refusal = None if response.started or not isinstance(error, Exception) else blamed(error)
             if refusal is None:
                 await response.release()
                 raise
@@ -111,7 +111,7 @@ class SafeholdMiddleware:
             with self._health.scope("websocket"):
                 await self._app(scope, receive, socket.send)
         except Exception as error:
-            refusal = None if socket.over else find_refusal(error)
+            refusal = None if socket.over else blamed(error)
             if refusal is None:
                 raise
             if not socket.accepted and "websocket.http.response" in (scope.get("extensions") or {}):

@@ -16,7 +16,7 @@ from typing import Any
 from .._runtime import log
 from .._runtime.safehold import Safehold
 from ._pages import check_arguments, page_at, serve
-from ._render import TEXTS, Answer, find_refusal, refused, table
+from ._render import TEXTS, Answer, blamed, refused, table
 
 __all__ = ["TEXTS", "SafeholdMiddleware"]
 
@@ -124,7 +124,7 @@ class _Body:
 
     def _refused(self, error: Exception) -> list[bytes]:
         """Give the answer in place of what was to come, or raise what was raised."""
-        refusal = None if self._begun else find_refusal(error)
+        refusal = None if self._begun else blamed(error)
         if refusal is None:
             raise error
         return _answer(refused(refusal, self._texts), self._method, self._start_response, sys.exc_info())
