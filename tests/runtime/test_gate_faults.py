@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 import time
@@ -18,6 +19,7 @@ import safehold
 from safehold import Budget, Dependency, GatePolicy, OperationBlocked, Safehold
 from safehold._runtime import handling
 from safehold._runtime.handling import finalising
+from safehold._runtime.scope import scopes_open
 from safehold.testing.clock import ManualClock
 
 from .support import POLICY, finish, make_healthy, make_open
@@ -152,7 +154,11 @@ def quiet() -> Iterator[None]:
     """Coverage traces too; while we do, it does not."""
     before = sys.gettrace()
     finalising()  # a new signal handler, such as the test's own time limit, is looked at once
+    gc.collect()
+    left_open = set(scopes_open)  # by other tests; they may end at any time
+    scopes_open.clear()
     yield
+    scopes_open.update(left_open)
     sys.settrace(before)
 
 

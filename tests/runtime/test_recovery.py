@@ -317,6 +317,46 @@ def test_a_check_sees_a_budget_that_has_tripped(health: Safehold) -> None:
     assert [reason.code for reason in health.check("session.reap", "s4").reasons] == ["hard_cap"]
 
 
+def test_an_act_that_was_never_begun_uses_no_budget_up(health: Safehold, monkeypatch: Any) -> None:
+    """A ledger that cannot be written blocks; when it can again, the cap is as it was."""
+    reap = health.destructive(
+        "x.reap", trigger="requested", requires=(), budget=Budget(per_hour=1, hard_cap=2)
+    )(lambda: "done")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(health.ledger, "intent", full)
+        for _ in range(5):
+            with pytest.raises(OperationBlocked, match="cannot be written to the ledger"):
+                reap()
+    assert health.budget("x").acts == 0
+    assert [reap(), reap()] == ["done", "done"]
+    with pytest.raises(OperationBlocked, match="exceed the cap"):
+        reap()
+
+
+def test_a_sweep_that_its_budget_holds_back_is_told(health: Safehold) -> None:
+    """To listeners, in the ledger, in the status, and to who asked for progress."""
+    db = health.dependency("db", critical=True)
+    make_healthy(db)
+    gone = health.witness("db", name="gone")(lambda sid: False)
+    reap = health.destructive("x.reap", subject="sid", evidence="gone", budget=Budget(per_hour=2))(
+        lambda sid: None
+    )
+    told: list[Any] = []
+    swept: list[Any] = []
+    health.subscribe(told.append)
+    sweep = health.sweep(
+        reap, nominate=lambda: ["a", "b", "c"], confirm=gone, wait=0, confirmations=1, progress=swept.append
+    )
+    assert sweep.run_once().done == 0
+    assert [event.verdict.reasons[0].code for event in told] == ["budget_exceeded"]
+    assert health.status().blocked == {"x.reap": ("budget_exceeded",)}
+    assert [one.outcome for one in swept] == ["held"] * 3
+
+
 # --- fleet manners ------------------------------------------------------------------------------------
 
 

@@ -175,7 +175,7 @@ class Tally:
     def charge(self, now: float, cap: float = math.inf) -> bool:
         """Count an act that is about to be done, unless that would exceed the cap; say which.
 
-        It is never given back: what was lost on the way may have been done.
+        What was begun is never given back: what was lost on the way may have been done.
         """
         self.at(now)
         if self.done >= cap:
@@ -186,6 +186,13 @@ class Tally:
         else:
             self.acts.append((now, 1))
         return True
+
+    def refund(self) -> None:
+        """Give back the last act counted, which was not begun after all."""
+        if self.acts:
+            began, count = self.acts.pop()
+            if count > 1:
+                self.acts.append((began, count - 1))
 
     def destroyed(self, subject: str | None, now: float) -> None:
         """Let the high-water mark fall by one that has gone with leave, once for each.

@@ -184,6 +184,10 @@ class Gate:
         """Block an act because the gate itself failed."""
         self._refuse(operation, _fault(operation, subject, error))
 
+    def tell_plan(self, operation: Operation, verdict: Verdict) -> None:
+        """Write down and tell that a plan was blocked as a whole."""
+        self._tell(operation, verdict, enforced=True)
+
     def _is_enforced(self, verdict: Verdict) -> bool:
         """Whether it is more than an observation; what the gate cannot do itself always is."""
         own = {"gate_fault", "ledger_unavailable", "grant_invalid"}
@@ -216,7 +220,7 @@ class Gate:
         except Exception as error:  # noqa: BLE001 - cannot tell means no
             return _fault(operation, subject, error)
         intent = self._charge_and_write(operation, verdict, grant)
-        if grant is not None and isinstance(intent, Verdict):
+        if grant is not None and isinstance(intent, Verdict):  # it is not begun
             with suppress(Exception):
                 self._home._grants.give_back(grant, subject)
         return intent
@@ -224,12 +228,14 @@ class Gate:
     def _charge_and_write(
         self, operation: Operation, verdict: Verdict, grant: Grant | None
     ) -> Intent | Verdict:
-        subject = verdict.subject
+        subject, charged = verdict.subject, False
         try:
-            if operation.budget is not None and not self._charge(operation, operation.budget):
-                text = f"others were quicker: the cap of {operation.budget.cap:g} acts an hour is reached"
-                return _instead(verdict, "hard_cap", text)
-            return self._home._ledger.intent(
+            if operation.budget is not None:
+                charged = self._charge(operation, operation.budget)
+                if not charged:
+                    text = f"others were quicker: the cap of {operation.budget.cap:g} acts an hour is reached"
+                    return _instead(verdict, "hard_cap", text)
+            intent = self._home._ledger.intent(
                 operation.name,
                 operation.trigger,
                 subject,
@@ -246,6 +252,13 @@ class Gate:
             return _instead(verdict, "ledger_unavailable", text)
         except Exception as error:  # noqa: BLE001 - no record, no act
             return _fault(operation, subject, error)
+        else:
+            charged = False  # it is begun, and stays counted
+            return intent
+        finally:
+            if charged:
+                with suppress(Exception):  # it counts as an act, then
+                    self._home._budgets.step(operation.subject_type, lambda tally, _: tally.refund())
 
     def _charge(self, operation: Operation, budget: Budget) -> bool:
         """Count an act; say whether it is under the cap, which others may have reached since."""

@@ -310,7 +310,7 @@ def _blocked(event: Decision) -> tuple[str, str, dict[str, Any]]:
     verdict = event.verdict
     first, wait = verdict.reasons[0], verdict.retry_after
     did = "was not executed" if event.enforced else "would have been blocked (observing)"
-    then = "a person has to end this" if wait is None else f"retry in {wait:.3g} s"
+    then = "a person has to end this" if wait is None else f"retry in {_span(wait)}"
     facts = (
         verdict.operation, str(verdict.trigger), [reason.code for reason in verdict.reasons],
         first.dependency, wait,
@@ -350,7 +350,7 @@ def _more(event: Transition, facts: Mapping[str, Any]) -> str:
     if event.held:
         return f"{text}; held until released"
     wait = facts["retry_after"]
-    return f"{text}; next look in {wait:.3g} s" if wait else text
+    return f"{text}; next look in {_span(wait)}" if wait else text
 
 
 def _plural(number: int, word: str) -> str:

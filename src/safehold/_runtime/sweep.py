@@ -91,7 +91,7 @@ class SweepReport:
     def __str__(self) -> str:
         text = (
             f"{self.sweep}: {self.nominated} nominated, {self.present} present, {self.absent} absent, "
-            f"{self.unknown} unknown, {self.ripe} ripe"
+            f"{self.unknown} unknown, {self.marked} marked, {self.ripe} ripe"
         )
         told = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.items())
         why = self.error or "; ".join(reason.text for reason in self.reasons)
@@ -228,8 +228,9 @@ class BaseSweep:
         approved = grant is not None and grant.plan == plan.digest
         if not plan.allowed and not approved:
             this.facts["reasons"] = plan.reasons
+            gate.tell_plan(operation, plan.verdict)
             for name in ripe:
-                this.tell(name, "held", plan.reasons[0].text)
+                self._tell(this, name, "held", plan.reasons[0].text)
         elif not self.dry_run:
             chosen = {name: subjects[name] for name in ripe}
             yield from self._act(this, chosen, grant if approved else None, scope, sleep)
