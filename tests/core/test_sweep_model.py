@@ -5,9 +5,9 @@ stays dead, and what can be read of it is true. Up to three of the fifteen readi
 add a destruction.
 
 The claim is set inclusion, not only the count: what is destroyed with failures is a subset of what is destroyed
-without. It holds because the set of those that were nominated grows no slower with failures (what cannot be
-read counts), a trip is never later, and a mark is never riper. Subjects are alike, so of histories that differ
-by a renaming one is walked and counted for all.
+without. It holds because a round in which a call failed is no round at all, for the budget and for every mark,
+and because in the others what cannot be told counts as nominated. Subjects are alike, so of histories that
+differ by a renaming one is walked and counted for all.
 """
 
 from __future__ import annotations
@@ -57,11 +57,14 @@ def plan(tally: Tally, budget: Budget, nominated: Collection[str], now: float) -
 def real(
     marks: Marks, tally: Tally, budget: Budget, readings: Readings, now: float, failed: bool
 ) -> set[str]:
-    """What `Sweep` does: all that may be gone is nominated, a failed round teaches nothing and acts on nothing."""
+    """What `Sweep` does: all that may be gone is nominated; of a failed round nothing is left."""
+    if failed:
+        look(marks, readings, now, clean=False)
+        return set()
     gone = [subject for subject, found in readings.items() if found is not PRESENT]
     fits = plan(tally, budget, gone, now)
-    ripe = look(marks, readings, now, clean=not failed)
-    return act(tally, budget, ripe, now) if fits and not failed else set()
+    ripe = look(marks, readings, now, clean=True)
+    return act(tally, budget, ripe, now) if fits else set()
 
 
 def unscoped(marks: Marks, tally: Tally, budget: Budget, readings: Readings, now: float, _: bool) -> set[str]:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from safehold import (
+    UNKNOWN,
+    BreakerPolicy,
     Budget,
     ConfigurationError,
     Dependency,
@@ -335,6 +337,36 @@ def test_an_act_that_was_never_begun_uses_no_budget_up(health: Safehold, monkeyp
     assert [reap(), reap()] == ["done", "done"]
     with pytest.raises(OperationBlocked, match="exceed the cap"):
         reap()
+
+
+def test_an_outage_of_a_round_trips_no_budget(health: Safehold) -> None:
+    """What did not answer says nothing about how much there is to do; what answers "cannot tell" does."""
+    never = BreakerPolicy(failures=None, failure_rate=None)
+    db = health.dependency("db", critical=True, policy=never)
+    make_healthy(db)
+    answers: list[Any] = [TimeoutError()]
+
+    @health.witness("db")
+    def gone(sid: str) -> Any:
+        if isinstance(answers[0], Exception):
+            raise answers[0]
+        return answers[0]
+
+    reap = health.destructive("x.reap", subject="sid", evidence="gone", budget=Budget(per_hour=5))(
+        lambda sid: None
+    )
+    everybody = [f"s{number}" for number in range(11)]
+    sweep = health.sweep(reap, nominate=lambda: everybody, confirm=gone, wait=0, confirmations=1)
+    report = sweep.run_once()
+    assert (report.tainted, report.unknown, health.budget("x").tripped) == (("db",), 11, None)
+    answers[0] = True
+    for _ in range(2):
+        succeed(db)
+        assert sweep.run_once().present == 11
+    assert health.budget("x").nominated == 0
+    answers[0] = UNKNOWN
+    sweep.run_once()
+    assert health.budget("x").tripped is not None, "eleven that cannot be told are eleven"
 
 
 def test_a_sweep_that_its_budget_holds_back_is_told(health: Safehold) -> None:

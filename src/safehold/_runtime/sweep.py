@@ -220,7 +220,7 @@ class BaseSweep:
             this.counts[evidence.presence] += 1
             readings[name] = evidence.presence
         gone = [name for name in subjects if readings[name] is not PRESENT]
-        reasons = judged(gate, operation, gone, population)
+        reasons = () if scope.tainted else judged(gate, operation, gone, population)  # else nothing is learnt
         believed = not any(reason.code in _HIDDEN for reason in reasons)
         ripe = self._learn(readings, clean=believed and not scope.tainted)
         plan = plan_of(gate, operation, ripe, reasons)
