@@ -669,7 +669,7 @@ class Safehold:
         name: str,
         state: str | Collection[str],
         *,
-        timeout: float | None = None,  # noqa: ASYNC109
+        timeout: float | None = None,  # noqa: ASYNC109 - by our own clock
     ) -> bool:
         """Do the same as `wait_until` in a task, without blocking the loop."""
         return await await_until(self[name], wanted_states(state), timeout)
